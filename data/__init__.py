@@ -1,0 +1,1 @@
+"""From clips on disk, or the embedded corpus, to AVBatch."""
