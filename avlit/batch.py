@@ -15,19 +15,20 @@ class AVBatch:
     """Encoded clips of one shape, ready for a training step.
 
     keys: sample keys as in the shards. subsets: subset name of each clip.
-    step: optimizer step that the batch belongs to; slots [B]: each clip's place in that step's global batch;
+    step: optimizer step that the batch belongs to; slots: each clip's place in that step's global batch (on the host);
     together they key every random number, so noise does not depend on ranks, workers or accumulation.
     video_latents [B, C, T, h, w], normalised as the backbone expects.
     text [B, L, D] zero-padded; text_lengths [B] tokens before the padding.
     speech, effects, music [B, F, K, D]: track features at the video's frame rate.
-    speech_second [B, F, K, D]: the second speaker's track (zeros without one); has_second [B] bool.
+    speech_second [B, F, K, D]: the second speaker's track (zeros without one); has_second: which clips have one (on the host,
+    so that a batch without any costs nothing and no synchronisation).
     """
 
     keys: tuple[str, ...]
     subsets: tuple[str, ...]
     captions: tuple[str, ...]
     step: int
-    slots: Tensor
+    slots: tuple[int, ...]
     video_latents: Tensor
     text: Tensor
     text_lengths: Tensor
@@ -35,7 +36,7 @@ class AVBatch:
     effects: Tensor
     music: Tensor
     speech_second: Tensor
-    has_second: Tensor
+    has_second: tuple[bool, ...]
 
     def __len__(self) -> int:
         return len(self.keys)

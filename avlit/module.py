@@ -1,0 +1,117 @@
+"""AVModule: what every recipe's LightningModule shares: optimizer, schedule, clipping and the non-finite guard.
+
+It has no maths of its own: a recipe's flat `step` turns a batch into per-sample losses, and this file differentiates
+them. Logging, EMA, samples and checkpoints are callbacks.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from avlit.batch import AVBatch
+from avlit.config import OptimizerConfig
+from avlit.objectives import Losses
+from avlit.randomness import Draws
+
+
+def lr_factor(step: int, *, kind: str, steps: int, warmup: float, final: float) -> float:
+    """The learning rate at `step` (from 0) as a fraction of its peak.
+
+    kind: constant, linear or cosine. warmup: fraction of `steps` that rises linearly. final: fraction at the end.
+    """
+    warmup_steps = round(warmup * steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    if kind == "constant":
+        return 1.0
+    if kind == "linear":
+        return 1.0 + (final - 1.0) * progress
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, fused: one kernel, and it can leave out an update without asking the device (`found_inf`)."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+class AVModule(pl.LightningModule):
+    """A model with its recipe's `step`, trained by one optimizer.
+
+    model: the network; parameters that are not to be trained have `requires_grad` False.
+    start_step: optimizer steps done before this process (a resumed run); every count of steps includes it.
+    """
+
+    def __init__(self, model: nn.Module, *, optimizer: OptimizerConfig, steps: int, seed: int, start_step: int = 0):
+        super().__init__()
+        self.model = model
+        self.optimizer_config = optimizer
+        self.total_steps = steps
+        self.seed = seed
+        self.start_step = start_step
+        self.grad_norm: Tensor | None = None
+        # Counted on the device and read at log points only, so that no step waits for it.
+        self.register_buffer("skipped_in_a_row", torch.zeros(()), persistent=False)
+        self.register_buffer("skipped", torch.zeros(()), persistent=False)
+
+    @abstractmethod
+    def step(self, batch: AVBatch, draws: Draws) -> Losses:
+        """One training step as the paper tells it: from encoded clips and random numbers to per-sample losses."""
+
+    @property
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of what the optimizer updates, names as in `model`'s state dict."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def training_step(self, batch: AVBatch, batch_index: int) -> dict[str, object]:
+        """Differentiate the recipe's losses; Lightning calls this."""
+        losses = self.step(batch, Draws(self.seed, batch.step, batch.slots))
+        loss = losses.total
+        self.loss_is_finite = torch.isfinite(loss.detach())
+        return {"loss": loss, "losses": losses}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip to the configured norm; where the norm is not finite on any rank, all ranks skip the update.
+
+        The fused optimizer reads `found_inf` on the device and then changes neither weights nor moments.
+        """
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        skip = (~(torch.isfinite(norm) & self.loss_is_finite)).float()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(skip, dist.ReduceOp.MAX)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norm, foreach=True)
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        optimizer.found_inf = skip
+        self.grad_norm = norm
+        self.skipped += skip
+        self.skipped_in_a_row.add_(1).mul_(skip)
+
+    def configure_optimizers(self):
+        """The optimizer over what is trained, and its schedule, which counts from the run's first step."""
+        config = self.optimizer_config
+        optimizer = build_optimizer(self.trained_parameters.values(), config)
+        schedule = LambdaLR(
+            optimizer,
+            lambda step: lr_factor(
+                step + self.start_step,
+                kind=config.schedule,
+                steps=self.total_steps,
+                warmup=config.warmup,
+                final=config.final,
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

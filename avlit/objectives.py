@@ -1,0 +1,83 @@
+"""What a model is asked to predict and how far off it is: pure functions from latents and noise to per-sample losses."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per-sample losses of one micro-batch, before the one place that reduces and logs them (`AVModule`).
+
+    parts: modality -> loss [B]; the training loss is the sum over the parts of their means.
+    noise_level [B] in [0, 1]: 0 is clean, 1 is pure noise.
+    """
+
+    parts: dict[str, Tensor]
+    noise_level: Tensor
+    weights: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar that is differentiated."""
+        means = [self.weights.get(name, 1.0) * part.mean() for name, part in self.parts.items()]
+        return torch.stack(means).sum()
+
+
+def cogvideox_alphas_cumprod(*, snr_shift: float = 1.0) -> Tensor:
+    """CogVideoX's noise schedule [1000], float32: scaled-linear betas, shifted, zero terminal SNR.
+
+    snr_shift: 1 for the 5B models, 3 for 2B (models.md A). The values are those of diffusers' own scheduler.
+    """
+    from diffusers import CogVideoXDPMScheduler
+
+    return CogVideoXDPMScheduler(**cogvideox_scheduler_config(snr_shift=snr_shift)).alphas_cumprod.float()
+
+
+def cogvideox_scheduler_config(*, snr_shift: float = 1.0) -> dict[str, object]:
+    """The released scheduler settings of CogVideoX, as diffusers' schedulers take them."""
+    return {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "snr_shift_scale": snr_shift,
+    }
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, ..., 1], to scale every element of a sample of `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def diffuse(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """z_t = sqrt(a) z_0 + sqrt(1 - a) eps, with a = alpha_bar [B] in [0, 1] (MTV, Section 4.1)."""
+    a = per_sample(alpha_bar, clean)
+    return a.sqrt() * clean + (1 - a).sqrt() * noise
+
+
+def velocity(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The v target: sqrt(a) eps - sqrt(1 - a) z_0.
+
+    MTV's Eq. 1 writes the noise as target; its code, as CogVideoX, trains v, which is defined at zero SNR, too.
+    """
+    a = per_sample(alpha_bar, clean)
+    return a.sqrt() * noise - (1 - a).sqrt() * clean
+
+
+def mean_squared_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Per-sample mean squared error [B] in float32, over the elements where `mask` (broadcastable, 0 or 1) is 1.
+
+    A sample whose mask is empty has loss 0.
+    """
+    error = (pred.float() - target.float()).square()
+    if mask is None:
+        return error.flatten(1).mean(1)
+    weight = mask.expand_as(error).float()
+    return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1)

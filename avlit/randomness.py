@@ -1,0 +1,58 @@
+"""Every random number of a training step, as a pure function of (seed, step, slot, name): nothing to save or restore.
+
+A slot is a clip's place in the step's global batch, so noise, times and dropout do not depend on the number of
+ranks, of loader workers or of accumulated micro-batches, and a resumed run draws what the uninterrupted one drew.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def numpy_generator(*key: int | str) -> np.random.Generator:
+    """A counter-based generator keyed by all of `key`; 128 bits, so distinct keys do not collide in practice."""
+    digest = hashlib.blake2b("|".join(map(str, key)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one micro-batch: one independent stream per clip and name.
+
+    slots: place of each clip in the global batch of `step`. `is_training` False marks a held-out measurement:
+    conditions are never dropped and noise levels are spread evenly, so that two measurements differ by the model only.
+    """
+
+    seed: int
+    step: int
+    slots: Sequence[int]
+    is_training: bool = True
+
+    def _generator(self, name: str, slot: int) -> np.random.Generator:
+        return numpy_generator(self.seed, self.step if self.is_training else "heldout", slot, name)
+
+    def normal(self, name: str, like: Tensor) -> Tensor:
+        """Standard normal noise of the shape, device and dtype of `like` [B, ...]."""
+        rows = [self._generator(name, slot).standard_normal(like.shape[1:], dtype=np.float32) for slot in self.slots]
+        return torch.from_numpy(np.stack(rows)).to(device=like.device, dtype=like.dtype, non_blocking=True)
+
+    def uniform(self, name: str) -> np.ndarray:
+        """One number in [0, 1) for each clip [B], float64, on the host: decisions on it cost no synchronisation."""
+        return np.array([self._generator(name, slot).random() for slot in self.slots])
+
+    def times(self, name: str = "time") -> np.ndarray:
+        """Noise levels in [0, 1) for each clip [B]; evenly spread over the slots of a held-out measurement."""
+        if self.is_training:
+            return self.uniform(name)
+        golden = 0.6180339887498949  # the additive sequence with the lowest discrepancy: any number of slots is even
+        return np.array([(0.5 + slot * golden) % 1.0 for slot in self.slots])
+
+    def happens(self, name: str, probability: float) -> np.ndarray:
+        """True for each clip [B] with `probability`; never in a held-out measurement (conditions are kept)."""
+        if not self.is_training or probability == 0:
+            return np.zeros(len(self.slots), dtype=bool)
+        return self.uniform(name) < probability
