@@ -4,6 +4,7 @@ B clips of a micro-batch; C latent channels; T latent frames; h, w latent height
 H, W pixels; L text tokens; D feature width; N audio samples; P persons; K layers of an audio encoder.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -49,3 +50,16 @@ class AVBatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
+
+
+def concatenate(batches: Sequence[AVBatch]) -> AVBatch:
+    """Several batches of one shape as one; `step` is the first's."""
+    first = batches[0]
+    joined: dict[str, object] = {}
+    for field in fields(first):
+        values = [getattr(batch, field.name) for batch in batches]
+        if isinstance(values[0], Tensor):
+            joined[field.name] = torch.cat(values)
+        elif isinstance(values[0], tuple):
+            joined[field.name] = tuple(item for value in values for item in value)
+    return replace(first, **joined)

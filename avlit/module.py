@@ -76,6 +76,14 @@ class AVModule(pl.LightningModule):
         """Name -> parameter of what the optimizer updates, names as in `model`'s state dict."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
+    def steps_done(self, trainer: pl.Trainer) -> int:
+        """Optimizer steps of the run so far, those before a resume included."""
+        return self.start_step + trainer.global_step
+
+    def has_stepped(self, trainer: pl.Trainer, batch_index: int) -> bool:
+        """Whether this micro-batch completed an optimizer step (the last of the accumulated ones does)."""
+        return (batch_index + 1) % trainer.accumulate_grad_batches == 0
+
     def training_step(self, batch: AVBatch, batch_index: int) -> dict[str, object]:
         """Differentiate the recipe's losses; Lightning calls this."""
         losses = self.step(batch, Draws(self.seed, batch.step, batch.slots))

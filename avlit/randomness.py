@@ -40,9 +40,9 @@ class Draws:
         rows = [self._generator(name, slot).standard_normal(like.shape[1:], dtype=np.float32) for slot in self.slots]
         return torch.from_numpy(np.stack(rows)).to(device=like.device, dtype=like.dtype, non_blocking=True)
 
-    def uniform(self, name: str) -> np.ndarray:
-        """One number in [0, 1) for each clip [B], float64, on the host: decisions on it cost no synchronisation."""
-        return np.array([self._generator(name, slot).random() for slot in self.slots])
+    def uniform(self, name: str, count: int | None = None) -> np.ndarray:
+        """Numbers in [0, 1) for each clip, [B] or [B, count], on the host: decisions on them cost no synchronisation."""
+        return np.array([self._generator(name, slot).random(count) for slot in self.slots])
 
     def times(self, name: str = "time") -> np.ndarray:
         """Noise levels in [0, 1) for each clip [B]; evenly spread over the slots of a held-out measurement."""

@@ -1,0 +1,1 @@
+"""The papers' metrics, and exact counterparts of them on the embedded corpus."""

@@ -1,0 +1,59 @@
+"""From noise to latents: diffusers' schedulers by name, and guidance."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class SchedulerError(ValueError):
+    """An unknown scheduler name; the message lists those there are."""
+
+
+def build_scheduler(name: str, settings: dict[str, object], *, steps: int, device: torch.device | str = "cpu"):
+    """The diffusers scheduler class `name` with `settings` (those that the class knows), set to `steps` steps."""
+    import diffusers
+
+    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
+        known = sorted(n for n in diffusers.__all__ if n.endswith("Scheduler")) if hasattr(diffusers, "__all__") else []
+        raise SchedulerError(f"sample.scheduler={name}: no scheduler of diffusers; for example {', '.join(known[:8])}")
+    scheduler = cls.from_config(settings)
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: uncond + scale * (cond - uncond)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def run_scheduler(
+    predict: Callable[[Tensor, int], Tensor],
+    *,
+    noise: Tensor,
+    scheduler,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Denoise `noise` [B, ...] to clean latents of the same shape.
+
+    predict: (latents, timestep) -> the model's output, guidance included. generators: one for each clip, for the
+    noise that SDE samplers add, so that a clip does not depend on the others in its batch.
+    """
+    latents = noise * scheduler.init_noise_sigma
+    previous_clean = None
+    timesteps = scheduler.timesteps.tolist()
+    for index, timestep in enumerate(timesteps):
+        output = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        if type(scheduler).__name__ == "CogVideoXDPMScheduler":  # its two-step rule is told the steps from outside
+            back = timesteps[index - 1] if index else None
+            step = scheduler.step(
+                output, previous_clean, timestep, back, latents, generator=list(generators), return_dict=False
+            )
+            latents, previous_clean = step
+        elif "generator" in scheduler.step.__code__.co_varnames:
+            latents = scheduler.step(output, timestep, latents, generator=list(generators), return_dict=False)[0]
+        else:
+            latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        latents = latents.to(noise.dtype)
+    return latents

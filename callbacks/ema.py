@@ -1,0 +1,64 @@
+"""An exponential moving average of the trained weights, and the exchange of the two for measuring and sampling."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from avlit.module import AVModule
+
+
+class EMA(pl.Callback):
+    """Averages what is trained, every `every` steps, in float32.
+
+    decay: per update; the first updates use (1 + n) / (10 + n) where that is smaller, so that the average does not
+    remember the initialisation. decay 0 switches it off: `weights` are then the trained ones.
+    """
+
+    def __init__(self, *, decay: float, every: int = 1):
+        self.decay = decay
+        self.every = every
+        self.num_updates = 0
+        self.average: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, AVModule)
+        if self.decay and not self.average:
+            self.average = {name: p.detach().float().clone() for name, p in module.trained_parameters.items()}
+        self.average = {name: tensor.to(module.device) for name, tensor in self.average.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        assert isinstance(module, AVModule)
+        if not self.decay or not module.has_stepped(trainer, batch_idx) or module.steps_done(trainer) % self.every:
+            return
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        current = [p.detach().float() for p in module.trained_parameters.values()]
+        get_ema_multi_avg_fn(decay)(tuple(self.average.values()), tuple(current), self.num_updates)
+        self.num_updates += 1
+
+    def weights(self, module: AVModule) -> dict[str, Tensor]:
+        """Averaged weights by name; the trained ones when the average is off."""
+        return dict(self.average) if self.decay else {n: p.detach() for n, p in module.trained_parameters.items()}
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self, module: AVModule) -> Iterator[None]:
+        """Inside, the module has the averaged weights; afterwards the trained ones again, bit for bit."""
+        if not self.decay or not self.average:
+            yield
+            return
+        parameters = module.trained_parameters
+        trained = {name: p.detach().clone() for name, p in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.copy_(trained[name])

@@ -1,0 +1,1 @@
+"""One folder a paper; a recipe imports no other recipe."""

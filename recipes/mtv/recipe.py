@@ -1,0 +1,142 @@
+"""MTV's training step and sampler: video driven by demixed speech, effects and music (arXiv 2506.08003)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from avlit.batch import AVBatch
+from avlit.models.mst_controlnet import MSTControlNet, build_mst_controlnet, mtv_trainable
+from avlit.module import AVModule
+from avlit.objectives import (
+    Losses,
+    cogvideox_alphas_cumprod,
+    cogvideox_scheduler_config,
+    diffuse,
+    mean_squared_error,
+    velocity,
+)
+from avlit.randomness import Draws, numpy_generator
+from avlit.sampling import build_scheduler, guide, run_scheduler
+from recipes.mtv.config import MTVConfig
+from recipes.mtv.keyframes import keyframe_mask
+
+
+class MTV(AVModule):
+    """The MST-ControlNet with its backbone, trained to predict v (MTV, Section 4)."""
+
+    model: MSTControlNet
+    alphas_cumprod: Tensor
+
+    def __init__(self, config: MTVConfig, *, start_step: int = 0):
+        model = build_mst_controlnet(config.model)
+        super().__init__(
+            model, optimizer=config.optimizer, steps=config.train.steps, seed=config.seed, start_step=start_step
+        )
+        self.config = config
+        model.gradient_checkpointing = config.train.gradient_checkpointing
+        self.register_buffer("alphas_cumprod", cogvideox_alphas_cumprod(snr_shift=config.snr_shift), persistent=False)
+
+    def freeze(self) -> None:
+        """Leave trainable what `model.trainable` names (MTV, Section 4.3: the ControlNet and the attention layers)."""
+        trained = set(mtv_trainable(self.model, which=self.config.model.trainable))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trained)
+
+    def step(self, batch: AVBatch, draws: Draws) -> Losses:
+        """Noise the clip, predict v from text and the three tracks, compare (MTV, Eq. 1 with the code's v target)."""
+        clean = batch.video_latents  # [B, C, T, h, w]
+        batch = self._drop_conditions(batch, draws)
+        timestep = torch.from_numpy((draws.times() * len(self.alphas_cumprod)).astype("int64")).to(clean.device)  # [B]
+        noise = draws.normal("noise", clean)
+        alpha_bar = self.alphas_cumprod[timestep]
+        noisy, target = diffuse(clean, noise, alpha_bar), velocity(clean, noise, alpha_bar)
+        given = keyframe_mask(draws, latent_frames=clean.shape[2], probabilities=self.config.keyframes)
+        keyframes, mask = None, None
+        if given is not None:
+            keyframes = torch.from_numpy(given).to(clean.device)  # [B, T]
+            frames = keyframes[:, None, :, None, None]  # [B, 1, T, 1, 1]
+            least_noisy = diffuse(clean, noise, self.alphas_cumprod[:1].expand(len(batch)))
+            noisy, mask = torch.where(frames, least_noisy, noisy), ~frames
+        pred = self._predict(batch, noisy, timestep, keyframes)
+        loss = mean_squared_error(pred, target, mask=mask)  # [B]; given frames are not supervised
+        return Losses(parts={"video": loss}, noise_level=timestep / len(self.alphas_cumprod))
+
+    def _drop_conditions(self, batch: AVBatch, draws: Draws) -> AVBatch:
+        """Replace the text, or all tracks together, by zeros for some clips: what guidance contrasts with."""
+        keep_text = torch.from_numpy(~draws.happens("drop_text", self.config.dropout.text))
+        keep_tracks = torch.from_numpy(~draws.happens("drop_tracks", self.config.dropout.tracks))
+        return mute(batch, keep_text=keep_text, keep_tracks=keep_tracks)
+
+    def _predict(self, batch: AVBatch, noisy: Tensor, timestep: Tensor, keyframes: Tensor | None) -> Tensor:
+        return self.model(
+            noisy,
+            timestep=timestep,
+            text=batch.text,
+            speech=batch.speech,
+            effects=batch.effects,
+            music=batch.music,
+            speech_second=batch.speech_second if any(batch.has_second) else None,
+            keyframe_mask=keyframes,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: AVBatch,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        scheduler: str,
+        keyframes: Tensor | None = None,
+    ) -> Tensor:
+        """Latents [B, C, T, h, w] for the batch's prompts and tracks, one seed a clip.
+
+        Guidance contrasts text and tracks together with neither (MTV's code; 3.5). keyframes bool [B, T]: latent
+        frames of `batch.video_latents` that are given; all others are generated.
+        """
+        given = batch.video_latents
+        rows = [numpy_generator(seed, "sample").standard_normal(given.shape[1:], dtype="float32") for seed in seeds]
+        noise = torch.stack([torch.from_numpy(row) for row in rows]).to(given.device)
+        sampler = build_scheduler(
+            scheduler, cogvideox_scheduler_config(snr_shift=self.config.snr_shift), steps=steps, device=given.device
+        )
+        nothing = torch.zeros(len(batch), dtype=torch.bool)
+        without = mute(batch, keep_text=nothing, keep_tracks=nothing)
+        frames = None if keyframes is None else keyframes[:, None, :, None, None]  # [B, 1, T, 1, 1]
+
+        def predict(latents: Tensor, timestep: int) -> Tensor:
+            if frames is not None:
+                latents = torch.where(frames, given, latents)
+            times = torch.full((len(batch),), timestep, device=latents.device)
+            conditional = self._predict(batch, latents, times, keyframes)
+            if guidance == 1.0:
+                return conditional
+            return guide(conditional, self._predict(without, latents, times, keyframes), guidance)
+
+        generators = [torch.Generator(device=given.device).manual_seed(seed) for seed in seeds]
+        latents = run_scheduler(predict, noise=noise, scheduler=sampler, generators=generators)
+        return latents if frames is None else torch.where(frames, given, latents)
+
+
+def mute(batch: AVBatch, *, keep_text: Tensor, keep_tracks: Tensor) -> AVBatch:
+    """The batch with the text, or the three tracks, of some clips set to zero. keep_* bool [B] on the host."""
+    if keep_text.all() and keep_tracks.all():
+        return batch
+    device = batch.text.device
+    text = keep_text.to(device, batch.text.dtype)[:, None, None]
+    tracks = keep_tracks.to(device, batch.speech.dtype)[:, None, None, None]
+    return replace(
+        batch,
+        text=batch.text * text,
+        speech=batch.speech * tracks,
+        effects=batch.effects * tracks,
+        music=batch.music * tracks,
+        speech_second=batch.speech_second * tracks,
+    )
+
+
+build = MTV
+"""What `just train` calls: config -> module."""
