@@ -1,0 +1,1 @@
+"""Networks: backbones with their control branches, sizes and pretrained weights."""

@@ -1,0 +1,184 @@
+"""Released diffusers folders into our backbones: everything is checked first, then copied; nothing is unpickled."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from avlit.models.mst_controlnet import MSTControlNet
+
+FILE_NAME = "diffusion_pytorch_model.safetensors"
+# Config values that decide a tensor's shape or meaning; the others (dropout, versions) do not matter here.
+COGVIDEOX_KEYS = (
+    "num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "time_embed_dim",
+    "text_embed_dim", "patch_size", "patch_size_t", "ofs_embed_dim", "max_text_seq_length",
+    "temporal_compression_ratio", "sample_height", "sample_width", "sample_frames",
+    "use_rotary_positional_embeddings", "use_learned_positional_embeddings", "flip_sin_to_cos", "freq_shift",
+    "norm_eps", "norm_elementwise_affine", "attention_bias", "activation_fn", "timestep_activation_fn",
+    "patch_bias",
+)  # fmt: skip
+WAN_KEYS = (
+    "num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim",
+    "freq_dim", "ffn_dim", "patch_size", "cross_attn_norm", "qk_norm", "eps", "rope_max_seq_len",
+    "added_kv_proj_dim",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What reading a folder did, by tensor name.
+
+    loaded: tensors of the model that the folder filled. new: parameters of the model that no released folder has (the
+    control). unused: tensors of the folder that the model has no place for.
+    """
+
+    folder: str
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        unused = f", e.g. {self.unused[0]}" if self.unused else ""
+        groups = sorted({name.split(".")[0] for name in self.new})
+        new = f" ({', '.join(groups)})" if groups else ""
+        return (
+            f"weights of {self.folder}: {len(self.loaded)} tensors loaded, {len(self.new)} new{new}, "
+            f"{len(self.unused)} unused{unused}"
+        )
+
+
+def load_backbone(model: MSTControlNet, folder: str | Path) -> WeightsReport:
+    """Fill `model.backbone` from a released diffusers folder, or from its `transformer/` subfolder.
+
+    Everything is checked before the first weight is written. A backbone on the meta device takes the folder's tensors
+    as its own (in the folder's precision, on the CPU); otherwise values are copied in the model's precision.
+    ValueError: no such folder, no safetensors in it, another model's config, missing tensors, wrong shapes, a damaged
+    file.
+    """
+    folder = _transformer_folder(Path(folder))
+    _check_config(model.backbone, folder)
+    files = _files_of_tensors(folder)
+    targets = model.backbone.state_dict(keep_vars=True)
+
+    missing = sorted(targets.keys() - files.keys())
+    if missing:
+        raise ValueError(
+            f"model.weights={folder}: {len(missing)} of the backbone's {len(targets)} tensors are not in the folder, "
+            f"e.g. {missing[0]}; download it again"
+        )
+    wanted: dict[Path, list[str]] = {}
+    for name in sorted(targets):
+        wanted.setdefault(files[name], []).append(name)
+    for path, names in wanted.items():
+        _check_shapes(path, names, targets)
+    for path, names in wanted.items():
+        with _open(path) as file:
+            for name in names:
+                _fill(model.backbone, name, targets[name], file.get_tensor(name))
+    if isinstance(model.backbone, WanTransformer3DModel) and model.backbone.rope.freqs_cos.is_meta:
+        # Not part of the saved weights, so nothing above has filled them.
+        rope = model.backbone.rope
+        model.backbone.rope = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
+
+    loaded = tuple(f"backbone.{name}" for name in sorted(targets))
+    new = tuple(name for name in model.state_dict() if not name.startswith("backbone."))
+    return WeightsReport(str(folder), loaded, new, tuple(sorted(files.keys() - targets.keys())))
+
+
+def _transformer_folder(folder: Path) -> Path:
+    for candidate in (folder, folder / "transformer"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ValueError(
+        f"model.weights={folder}: no config.json there or in its transformer/ subfolder; "
+        "give the folder of a released model in the diffusers layout"
+    )
+
+
+def _check_config(backbone: Any, folder: Path) -> None:
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model.weights={folder}: config.json is not readable: {error}") from error
+    expected_class = type(backbone).__name__
+    if found.get("_class_name") != expected_class:
+        raise ValueError(
+            f"model.weights={folder}: expected a {expected_class}, found {found.get('_class_name')!r}; "
+            "give this model's transformer or set model.variant to match"
+        )
+    # A key that a released config leaves out has the class's default.
+    defaults = {name: value.default for name, value in inspect.signature(type(backbone).__init__).parameters.items()}
+    wrong = []
+    for key in WAN_KEYS if isinstance(backbone, WanTransformer3DModel) else COGVIDEOX_KEYS:
+        expected, value = backbone.config[key], found.get(key, defaults[key])
+        expected, value = (tuple(v) if isinstance(v, list | tuple) else v for v in (expected, value))
+        if expected != value:
+            wrong.append(f"{key}: expected {expected}, found {value}")
+    if wrong:
+        raise ValueError(f"model.weights={folder}: another model's weights ({'; '.join(wrong)})")
+
+
+def _files_of_tensors(folder: Path) -> dict[str, Path]:
+    """Tensor name to the file that holds it, from the index of a sharded folder or from the single file."""
+    index = folder / f"{FILE_NAME}.index.json"
+    if index.is_file():
+        try:
+            places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"model.weights={folder}: {index.name} is not readable: {error!r}") from error
+        for name in sorted(set(places.values())):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(
+                    f"model.weights={folder}: {index.name} names {name!r}, not a safetensors file beside it"
+                )
+            if not (folder / name).is_file():
+                raise ValueError(f"model.weights={folder}: {name} of {index.name} is missing; download it again")
+        return {tensor: folder / name for tensor, name in places.items()}
+    single = folder / FILE_NAME
+    if single.is_file():
+        with _open(single) as file:
+            return dict.fromkeys(file.keys(), single)
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    reason = (
+        f"only pickled weights ({', '.join(pickled)}), which can run code and are not read" if pickled else "no weights"
+    )
+    raise ValueError(f"model.weights={folder}: {reason}; expected {FILE_NAME}, single or sharded")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"model.weights={path.parent}: {path.name} is damaged: {error}; download it again") from error
+
+
+def _check_shapes(path: Path, names: list[str], targets: dict[str, Tensor]) -> None:
+    with _open(path) as file:
+        held = set(file.keys())
+        for name in names:
+            if name not in held:
+                raise ValueError(f"model.weights={path.parent}: {path.name} lacks {name}, which the index places there")
+            shape = tuple(file.get_slice(name).get_shape())
+            if shape != tuple(targets[name].shape):
+                raise ValueError(
+                    f"model.weights={path.parent}: {name} is {shape}, expected {tuple(targets[name].shape)}"
+                )
+
+
+@torch.no_grad()
+def _fill(backbone: nn.Module, name: str, target: Tensor, value: Tensor) -> None:
+    if not target.is_meta:
+        target.copy_(value)
+        return
+    module_name, _, leaf = name.rpartition(".")
+    module = backbone.get_submodule(module_name)
+    if isinstance(target, nn.Parameter):
+        module.register_parameter(leaf, nn.Parameter(value, requires_grad=target.requires_grad))
+    else:
+        module.register_buffer(leaf, value)

@@ -1,0 +1,126 @@
+"""Sizes of the models as plain values, importable without torch so that configs print and help answers at once."""
+
+from dataclasses import dataclass
+
+VARIANTS = ("cogvideox", "wan")
+
+
+@dataclass
+class MSTControlNetConfig:
+    """MTV's MST-ControlNet and its backbone. The defaults are the paper's size: CogVideoX-5B-I2V and MTV's own sizes.
+
+    "5B-I2V" below is the config.json of the released CogVideoX-5B-I2V transformer; "MTV" the paper (arXiv 2506.08003)
+    and its published code; "chosen" a value that neither gives.
+    """
+
+    variant: str = "cogvideox"  # or "wan": the same control after Wan's text cross-attention (MTV, sec. 5.4)
+
+    # The backbone.
+    num_layers: int = 42  # 5B-I2V
+    num_heads: int = 48  # 5B-I2V
+    head_dim: int = 64  # 5B-I2V
+    in_channels: int = 32  # 5B-I2V: out_channels latents, the rest image conditioning, which MTV keeps at zero
+    out_channels: int = 16  # 5B-I2V
+    patch_size: int = 2  # 5B-I2V; in space only
+    text_dim: int = 4096  # 5B-I2V: T5 v1.1 xxl
+    max_text_tokens: int = 226  # 5B-I2V; Wan: 512. Shorter prompts are padded with zero features
+    time_embed_dim: int = 512  # 5B-I2V; Wan takes its width instead
+    sample_height: int = 60  # 5B-I2V, latent cells (480 pixels); positions of other sizes are resized from this one
+    sample_width: int = 90  # 5B-I2V, latent cells (720 pixels)
+    sample_frames: int = 49  # 5B-I2V, pixel frames (13 latent frames)
+    temporal_factor: int = 4  # 5B-I2V: pixel frames of one latent frame
+    learned_positions: bool = True  # 5B-I2V: a position table beside the rotary embedding; 5B has none
+    wan_ffn_dim: int = 13824  # Wan2.1-14B; CogVideoX always takes four times its width
+    wan_freq_dim: int = 256  # Wan2.1-14B
+
+    # Track encoders and the interval stream.
+    audio_layers: int = 12  # MTV: hidden layers of wav2vec2-base
+    audio_dim: int = 768  # MTV: width of those layers
+    audio_window: int = 2  # MTV code: neighbouring frames on each side that a frame's tokens see
+    audio_hidden: int = 512  # MTV code: width of the two hidden linear layers
+    audio_tokens: int = 32  # MTV code: tokens of one track and interval
+    control_dim: int = 768  # MTV code: width of those tokens
+    conv_groups: int = 1  # MTV code; 32 (one group a token) shrinks the three convolutions from 3.6 B to 0.1 B: chosen
+    num_interaction_blocks: int = 4  # MTV, sec. 7.2: N
+    interaction_heads: int = 48  # MTV code
+
+    # Second speaker and ablations.
+    second_speaker: bool = False  # MTV code, multiple characters: a second speech track with its own cross-attention
+    separate_extraction: bool = True  # MTV, sec. 5.2; False (W/o SE): music joins the interval interaction blocks
+    separate_injection: bool = True  # MTV, sec. 5.2; False (W/o SI): all tracks through one shared cross-attention
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of the backbone."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def temb_dim(self) -> int:
+        """Width of the time embedding that modulates the interaction blocks."""
+        return self.inner_dim if self.variant == "wan" else self.time_embed_dim
+
+    @property
+    def interval_tracks(self) -> tuple[str, ...]:
+        """Tracks that pass the interval interaction blocks, in the order of their tokens."""
+        second = ("speech_second",) if self.second_speaker else ()
+        music = () if self.separate_extraction else ("music",)
+        return ("speech", *second, "effects", *music)
+
+    @property
+    def injections(self) -> tuple[str, ...]:
+        """Names of the cross-attentions of one layer."""
+        return self.interval_tracks if self.separate_injection else ("merged",)
+
+    @property
+    def has_style(self) -> bool:
+        """Whether music modulates whole clips (Eq. 3); both ablations feed it to cross-attention instead."""
+        return self.separate_extraction and self.separate_injection
+
+    def check(self) -> None:
+        """Raise ValueError for values that no model can have; messages name the key as the command line does."""
+        if self.variant not in VARIANTS:
+            raise ValueError(f"model.variant={self.variant!r}: must be one of {', '.join(VARIANTS)}")
+        for key in ("num_layers", "num_heads", "audio_layers", "audio_dim", "audio_hidden", "audio_tokens"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        for key in ("audio_window", "num_interaction_blocks"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.{key}={getattr(self, key)}: must be 0 or more")
+        if self.in_channels < self.out_channels:
+            raise ValueError(
+                f"model.in_channels={self.in_channels}: must be at least model.out_channels={self.out_channels}, "
+                "the video codec's latent channels"
+            )
+        if self.temporal_factor != 4:
+            raise ValueError(
+                f"model.temporal_factor={self.temporal_factor}: the track encoder halves the frames twice, so only 4 "
+                "fits; use a video codec with 4 frames a latent"
+            )
+        if self.control_dim % self.interaction_heads:
+            raise ValueError(
+                f"model.control_dim={self.control_dim}: must be a multiple of "
+                f"model.interaction_heads={self.interaction_heads}"
+            )
+        if (self.audio_tokens * self.control_dim) % self.conv_groups:
+            raise ValueError(
+                f"model.conv_groups={self.conv_groups}: must divide model.audio_tokens * model.control_dim = "
+                f"{self.audio_tokens * self.control_dim}"
+            )
+        # Rotary pairs: CogVideoX splits a head 2/8, 3/8, 3/8 over time, height and width, each in pairs.
+        if self.variant == "cogvideox" and self.head_dim % 16:
+            raise ValueError(f"model.head_dim={self.head_dim}: must be a multiple of 16 for the rotary embedding")
+        if self.variant == "wan" and self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim}: must be even for the rotary embedding")
+
+
+def wan_14b() -> MSTControlNetConfig:
+    """MTV's Wan14B variant (sec. 5.4): Wan2.1-T2V-14B with the same control."""
+    return MSTControlNetConfig(
+        variant="wan",
+        num_layers=40,
+        num_heads=40,
+        head_dim=128,
+        in_channels=16,
+        out_channels=16,
+        max_text_tokens=512,
+    )
