@@ -1,0 +1,98 @@
+"""The manifest of a shard set, `shards.json`: what made it, its subsets, and its shards with sizes and digests."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from data.shard_index import ShardError, write_atomically
+
+MANIFEST = "shards.json"
+FORMAT = 1
+SPLITS = ("train", "heldout")
+Identity = dict[str, str | int | float]
+
+_NAME = re.compile(r"[A-Za-z0-9_]+-(train|heldout)-\d{6}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a set: `name` without folder and extension, samples all of one `shape` (`FxHxW`).
+
+    size: bytes of the tar. digest: xxh3_128 of the index file. Both are unknown (0 and "") in a set that is
+    planned first and written while it is read.
+    """
+
+    name: str
+    split: str
+    subset: str
+    samples: int
+    shape: str
+    size: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`shards.json`. growing: the shards are planned and may not be written yet; readers wait for them."""
+
+    identity: Identity
+    shards: tuple[Shard, ...]
+    growing: bool = False
+
+    @property
+    def subsets(self) -> tuple[str, ...]:
+        """Subset names in the order of their first shard."""
+        return tuple(dict.fromkeys(shard.subset for shard in self.shards))
+
+    def to_json(self) -> bytes:
+        """The manifest file's bytes."""
+        document = {"format": FORMAT, **asdict(self), "subsets": self.subsets}
+        return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+    def write(self, root: Path) -> None:
+        """Writes `root/shards.json`, old or new but never in between."""
+        write_atomically(root / MANIFEST, self.to_json())
+
+
+def read_manifest(root: Path) -> Manifest:
+    """`root/shards.json` -> Manifest; ShardError if it is absent, damaged or names paths outside the folder."""
+    try:
+        document = json.loads((root / MANIFEST).read_bytes())
+    except FileNotFoundError as error:
+        raise ShardError(f"data.root={root}: no {MANIFEST} there; `just prepare out=…` makes a shard set") from error
+    except ValueError as error:
+        raise ShardError(f"{root / MANIFEST}: not JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ShardError(f"{root / MANIFEST}: not a shard manifest of format {FORMAT}")
+    try:
+        shards = tuple(Shard(**entry) for entry in document["shards"])
+        manifest = Manifest(dict(document["identity"]), shards, bool(document["growing"]))
+    except (KeyError, TypeError) as error:
+        raise ShardError(f"{root / MANIFEST}: lacks or mistypes {error}") from error
+    for shard in shards:
+        if not _NAME.fullmatch(shard.name) or shard.split not in SPLITS:
+            raise ShardError(f"{root / MANIFEST}: {shard.name!r} is no SUBSET-SPLIT-000000 shard name")
+    return manifest
+
+
+def check_identity(root: Path, found: Mapping[str, object], expect: Mapping[str, object]) -> None:
+    """ShardError naming every key of `expect` that the set at `root` was made with another value of."""
+    lines = [
+        f"  {key}: the shards have {found.get(key, '(nothing)')!r}, this run needs {value!r}"
+        for key, value in expect.items()
+        if found.get(key) != value
+    ]
+    if lines:
+        raise ShardError(
+            f"data.root={root} was made with other settings:\n" + "\n".join(lines) + "\n"
+            "Prepare the clips again with this run's settings, or run with the shards' settings"
+        )
+
+
+def seal(shard: Shard, *, size: int, index: bytes) -> Shard:
+    """The manifest entry of a written shard: its size and its index's digest filled in."""
+    return replace(shard, size=size, digest=xxhash.xxh3_128_hexdigest(index))
