@@ -1,0 +1,197 @@
+"""AVDataModule: shard folders to training batches and held-out clips, for Lightning and for whoever samples."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+
+from avlit.batch import AVBatch
+from data.batches import BatchReader, ReaderSettings, collate
+from data.loader import TrainLoader
+from data.order import Mix
+from data.sample import Annotation, DamagedSample, EncodedSample
+from data.shards import ShardError, ShardSet
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldoutClip:
+    """A held-out clip with all that metrics and sample clips need.
+
+    batch: the encoded clip, B = 1. waveform: its mixed sound, float32 [N] in [-1, 1] at `rate_hz`.
+    """
+
+    batch: AVBatch
+    annotation: Annotation
+    waveform: np.ndarray
+    rate_hz: int
+
+
+class AVDataModule(LightningDataModule):
+    """Shard folders as a LightningDataModule.
+
+    roots: one or several shard folders of one identity. expect: the identity that the run needs (codecs, rates), see
+    `ShardSet.open`. subsets: weight of each subset in the mix; None mixes all in proportion to their clips.
+    batch_size: clips of an optimizer step over all devices, one number or one for each shape `FxHxW`.
+    text_tokens: length that text is padded to. steps: the run's last step, None for no end.
+    start_step: the step to begin with, which is the whole state of the data. accumulate: micro-batches of a step.
+    devices: the number of training processes; an attached trainer's own number and rank take its place.
+    """
+
+    def __init__(
+        self,
+        roots: Path | str | Sequence[Path | str],
+        *,
+        batch_size: int | Mapping[str, int],
+        text_tokens: int,
+        seed: int,
+        subsets: Mapping[str, float] | None = None,
+        expect: Mapping[str, object] | None = None,
+        steps: int | None = None,
+        start_step: int = 0,
+        accumulate: int = 1,
+        devices: int = 1,
+        workers: int = 0,
+        prefetch: int = 4,
+        max_bad: float = 0.001,
+        group_shards: int = 4,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("data.workers", workers, 0),
+            ("data.prefetch", prefetch, 1),
+            ("data.group_shards", group_shards, 1),
+            ("train.accumulate", accumulate, 1),
+            ("start_step", start_step, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
+        if not 0 <= max_bad < 1:
+            raise ValueError(f"data.max_bad={max_bad}: a share of the samples, from 0 to below 1")
+        self._roots = [roots] if isinstance(roots, str | Path) else list(roots)
+        self._expect, self._subsets = dict(expect or {}), subsets
+        self._batch_size, self._text_tokens, self._seed = batch_size, text_tokens, seed
+        self._accumulate, self._devices, self._group_shards = accumulate, devices, group_shards
+        self._workers, self._prefetch, self._max_bad, self._pin_memory = workers, prefetch, max_bad, pin_memory
+        self.steps, self.start_step = steps, start_step
+        self.loader: TrainLoader | None = None
+
+    @cached_property
+    def shards(self) -> ShardSet:
+        """The opened shard folders, compared with what the run expects."""
+        return ShardSet.open(self._roots, self._expect)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Hash of identity and contents of the shards, for tracking and for refusing a resume on other data."""
+        return self.shards.manifest_hash
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The subsets' weights, those of the configuration or else their numbers of training clips."""
+        if self._subsets is not None:
+            return dict(self._subsets)
+        counts = dict.fromkeys(self.shards.subsets, 0.0)
+        for _, shard in self.shards.select("train"):
+            counts[shard.subset] += shard.samples
+        return {name: count for name, count in counts.items() if count}
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that training has waited for data, without the first batch."""
+        return self.loader.wait_s if self.loader else 0.0
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the shards; Lightning calls it on every process."""
+        _ = self.shards
+
+    def reader(self) -> BatchReader:
+        """The reader of this process's part of every global batch."""
+        rank, devices = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, self._devices)
+        sizes = self._batch_size if isinstance(self._batch_size, int) else tuple(self._batch_size.items())
+        settings = ReaderSettings(
+            roots=tuple(str(root) for root in self._roots),
+            subsets=tuple(self.weights.items()),
+            batch_size=sizes,
+            text_tokens=self._text_tokens,
+            seed=self._seed,
+            group_shards=self._group_shards,
+            rank=rank,
+            devices=devices,
+            accumulate=self._accumulate,
+        )
+        return BatchReader(settings, self.shards)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches from `start_step` on; the loader is kept as `loader` for its account of waiting and damage."""
+        self.loader = TrainLoader(
+            self.reader(),
+            start_step=self.start_step,
+            steps=self.steps,
+            workers=self._workers,
+            prefetch=self._prefetch,
+            max_bad=self._max_bad,
+            pin_memory=self._pin_memory,
+        )
+        return self.loader
+
+    def heldout_batches(self, num_clips: int, batch_size: int) -> list[AVBatch]:
+        """The same held-out clips every time, spread over the subsets by weight, in batches of one shape each.
+
+        `step` is 0 and the slots count the clips, so that their noise is the same at every measurement.
+        """
+        clips = self._heldout(num_clips, sound=False)
+        batches = []
+        for shape in dict.fromkeys(sample.annotation.shape for sample in clips):
+            slots = [slot for slot, sample in enumerate(clips) if sample.annotation.shape == shape]
+            batches += [
+                self._collate([clips[slot] for slot in part], tuple(part))
+                for part in (slots[start : start + batch_size] for start in range(0, len(slots), batch_size))
+            ]
+        return batches
+
+    def heldout_samples(self, num_clips: int) -> list[HeldoutClip]:
+        """The first of the clips of `heldout_batches`, one by one, with annotations and sound."""
+        return [
+            HeldoutClip(self._collate([sample], (slot,)), sample.annotation, sample.waveform, sample.annotation.rate_hz)
+            for slot, sample in enumerate(self._heldout(num_clips, sound=True))
+            if sample.waveform is not None
+        ]
+
+    def _collate(self, samples: list[EncodedSample], slots: tuple[int, ...]) -> AVBatch:
+        return collate(samples, step=0, slots=slots, text_tokens=self._text_tokens)
+
+    def _heldout(self, num_clips: int, *, sound: bool) -> list[EncodedSample]:
+        """Reads clips by turns of the subsets; a subset that has no more, or a damaged clip, gives way to the next."""
+        weights = {name: weight for name, weight in self.weights.items() if weight > 0}
+        places: dict[str, list[tuple[int, int]]] = {name: [] for name in weights}
+        for number, shard in self.shards.select("heldout"):
+            if shard.subset in places:
+                places[shard.subset] += [(number, index) for index in range(shard.samples)]
+        names, mix = list(weights), Mix([Fraction(str(weight)) for weight in weights.values()])
+        clips: list[EncodedSample] = []
+        available, number = sum(map(len, places.values())), 0
+        while len(clips) < num_clips:
+            if not any(places.values()):
+                raise ShardError(
+                    f"{num_clips} held-out clips were asked for; the shards hold {available} of "
+                    f"{', '.join(names)}, {available - len(clips)} of them damaged"
+                )
+            item, _ = mix.draw(number)
+            number += 1
+            waiting = places[names[item]]
+            while waiting:
+                place = waiting.pop(0)
+                try:
+                    clips.append(self.shards.read(*place, sound=sound))
+                    break
+                except DamagedSample as damage:
+                    _log.warning("damaged held-out clip left out: %s", damage)
+        return clips
