@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from avlit.batch import AVBatch
 from data.clip import RawClip
@@ -348,3 +349,44 @@ def test_a_track_of_the_wrong_length_is_named() -> None:
     clip = replace(make_clip(), effects=np.zeros(100, np.float32))
     with pytest.raises(ValueError, match=re.escape("clip clip-1: effects has [100] samples")):
         encode_clip(clip, Encoders(_Video(), _Tracks(), _Text()))
+
+
+class _Recorder(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(()))
+        self.read: list[tuple] = []
+
+    def training_step(self, batch: AVBatch, _: int) -> torch.Tensor:
+        self.read.append((batch.step, batch.slots, batch.keys))
+        return (self.scale - batch.video_latents.mean()).square()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: AVDataModule, folder: Path, *, steps: int, resume: Path | None = None) -> tuple[Trainer, list[tuple]]:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=2,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    recorder = _Recorder()
+    trainer.fit(recorder, datamodule=data, ckpt_path=resume, weights_only=True)
+    return trainer, recorder.read
+
+
+def test_lightning_reads_every_batch_once_also_across_a_resume(root: Path, tmp_path: Path) -> None:
+    expected = keys(module(root, accumulate=2, steps=9))
+    _, whole = fit(module(root, accumulate=2, steps=9), tmp_path, steps=9)
+    assert whole == expected
+    trainer, before = fit(module(root, accumulate=2, steps=9), tmp_path, steps=4)
+    trainer.save_checkpoint(tmp_path / "at4.ckpt")
+    _, after = fit(module(root, accumulate=2, steps=9, start_step=4), tmp_path, steps=9, resume=tmp_path / "at4.ckpt")
+    assert before + after == expected
