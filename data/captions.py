@@ -30,7 +30,7 @@ def mtv_caption(appearances: Sequence[str], speaking: str | None, scene: str, nu
     for name, appearance in zip(names, appearances, strict=True):
         phrase = " ".join(appearance.split())
         if not phrase:
-            raise ValueError(f"appearance of {name} is empty: describe the person in a few words or leave the person out")
+            raise ValueError(f"appearance of {name} is empty: describe the person in a few words")
         parts.append(f"{name}: {_sentence(phrase)}")
     if speaking is not None:
         if names and speaking not in names:

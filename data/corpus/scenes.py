@@ -1,4 +1,4 @@
-"""The plan of a clip: who is there, where, before what background, with which object or music, before a sound is made."""
+"""The plan of a clip: who is there, where, before what background, with which object or music, before any sound."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,10 +48,12 @@ class Background:
                 return [wall, Layer("box", width / 2, floor + height, 2 * width, height, 0.62 * colour, 0.3)]
             case "window":
                 pane = np.array([238.0, 240.0, 226.0])
-                return [wall, Layer("box", 0.82 * width + shift, 0.26 * height, 0.13 * width, 0.17 * height, pane, 0.05)]
+                x, y, half_x, half_y = 0.82 * width + shift, 0.26 * height, 0.13 * width, 0.17 * height
+                return [wall, Layer("box", x, y, half_x, half_y, pane, 0.05)]
             case "field":
                 grass = np.array([84.0, 132.0, 70.0])
-                return [wall, Layer("ellipse", 0.4 * width + shift, 1.16 * height, 1.3 * width, 0.5 * height, grass, 0.25)]
+                x, y, half_x, half_y = 0.4 * width + shift, 1.16 * height, 1.3 * width, 0.5 * height
+                return [wall, Layer("ellipse", x, y, half_x, half_y, grass, 0.25)]
             case _:
                 return [wall]
 

@@ -13,6 +13,7 @@ Kind = Literal["bounce", "switch", "beat"]
 BALLS = {"red": (210.0, 44.0, 40.0), "blue": (44.0, 92.0, 210.0), "orange": (240.0, 140.0, 30.0)}
 BOUNCE = 0.6
 """Speed after a bounce over the speed before it."""
+LIFT_S = 0.4
 FLOOR = 0.86
 """Height of the floor line on which balls and drums stand, as a share of the frame."""
 
@@ -68,14 +69,14 @@ class SoundingObject:
             ]
         skin_y = floor - 14 * unit
         hit = np.clip(1 - 2.5 * self.motion, 0, 1)
-        skin = np.outer(np.array([222.0, 214.0, 196.0]), 1 - 0.35 * hit) + np.outer(np.array([255.0, 250, 240]), 0.35 * hit)
+        skin = np.array([[222.0], [214.0], [196.0]]) + np.outer((12.0, 13.0, 15.0), hit)  # a struck skin flashes
+        mallet_x, mallet_y = x + 3 * unit, skin_y - (2.5 + 15 * self.motion) * unit
         return [
             Layer("box", x, floor - 6 * unit, 10 * unit, 8 * unit, colour, 0.6),
             Layer("ellipse", x, skin_y + hit * 0.8 * unit, 10 * unit, 3 * unit, skin, 0.62),
-            Layer("box", x + 3 * unit, skin_y - (13 + 15 * self.motion) * unit, 0.9 * unit, 11 * unit, (120.0, 84.0, 50.0)),
-            Layer("ellipse", x + 3 * unit, skin_y - (2.5 + 15 * self.motion) * unit, 3 * unit, 3 * unit,
-                  (70.0, 46.0, 30.0), 0.7),
-        ]  # fmt: skip
+            Layer("box", mallet_x, mallet_y - 10.5 * unit, 0.9 * unit, 11 * unit, (120.0, 84.0, 50.0)),
+            Layer("ellipse", mallet_x, mallet_y, 3 * unit, 3 * unit, (70.0, 46.0, 30.0), 0.7),
+        ]
 
     def sound(self, rng: np.random.Generator, *, rate_hz: int, num_samples: int) -> np.ndarray:
         """The effects track: float32 [N] in [-1, 1], zeros until the first event."""
@@ -86,7 +87,7 @@ class SoundingObject:
         for moment_s, strength in zip(self.times_s, self.strengths, strict=True):
             start = round(moment_s * rate_hz)
             piece = (fade * _SOUNDS[self.kind](time, pitch, rng))[: max(0, num_samples - start)]
-            track[start : start + len(piece)] += np.float32(0.5 * strength) * piece
+            track[start : start + len(piece)] += np.float32(0.5 * strength**0.5) * piece
         return np.clip(track, -1, 1)
 
 
@@ -101,35 +102,37 @@ def draw_object(rng: np.random.Generator, settings: CorpusSettings, *, x: float)
 
 
 def _plan_bounces(rng: np.random.Generator, settings: CorpusSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Drops from rest, bouncing until they are faint; in a long clip the ball is lifted and dropped again."""
-    times = settings.frame_times
+    """Drops from rest, bouncing until they are faint; in a long clip the ball is lifted and dropped again.
+
+    The ball meets the floor in the middle of a frame, so that every impact is seen where it is heard.
+    """
+    times, fps = settings.frame_times, settings.fps
     height = np.zeros(len(times))
     impacts: list[float] = []
     strengths: list[float] = []
-    start_s, end_s = 0.0, settings.duration_s
-    while start_s < end_s:
-        hold_s, fall_s = rng.uniform((0.08, 0.34), (0.4, 0.5))
-        release_s = start_s + hold_s
-        if not impacts and release_s + fall_s > 0.9 * end_s:
-            hold_s, fall_s = 0.2 * end_s, 0.4 * end_s
-            release_s = hold_s
-        lift_s = max(start_s - 0.4, 0) if impacts else 0.0
-        height = np.where((times >= lift_s) & (times < start_s), (times - lift_s) / 0.4, height)
-        height = np.where((times >= start_s) & (times < release_s), 1.0, height)
-        impact_s, strength = release_s + fall_s, 1.0
+    held_s, end_s = 0.0, settings.duration_s
+    while held_s < end_s:
+        pause_s, fall_s = rng.uniform((0.08, 0.4), (0.34, 0.5))
+        if not impacts and pause_s + fall_s > 0.9 * end_s:
+            pause_s, fall_s = 0.2 * end_s, 0.4 * end_s
+        impact_s = (int((held_s + pause_s + fall_s) * fps) + 0.5) / fps
+        release_s = impact_s - fall_s
+        if impacts:
+            height = np.where((times >= held_s - LIFT_S) & (times < held_s), 1 - (held_s - times) / LIFT_S, height)
+        height = np.where((times >= held_s) & (times < release_s), 1.0, height)
         falling = (times >= release_s) & (times < impact_s)
         height = np.where(falling, 1 - ((times - release_s) / fall_s) ** 2, height)
+        strength = 1.0
         while strength > 0.3:
             impacts.append(impact_s)
             strengths.append(strength)
+            flight_s = max(1, round(2 * fall_s * strength * BOUNCE * fps)) / fps
             strength *= BOUNCE
-            flight_s = 2 * fall_s * strength
             through = (times - impact_s) / flight_s  # 0..1 in the air
-            arc = strength**2 * 4 * through * (1 - through)
-            height = np.where((through >= 0) & (through < 1), arc, height)
+            height = np.where((through >= 0) & (through < 1), strength**2 * 4 * through * (1 - through), height)
             impact_s += flight_s
-        start_s = impact_s + 0.8
-    kept = np.array(impacts) < end_s - 0.5 / settings.fps
+        held_s = impact_s + 2 * LIFT_S
+    kept = np.array(impacts) < end_s
     return np.array(impacts)[kept], np.array(strengths)[kept], np.clip(height, 0, 1)
 
 
