@@ -90,7 +90,7 @@ def cogvideox_positions(backbone: Stock, frames: int, height: int, width: int) -
     size = (frames, height // patch, width // patch)
     if size[1:] == stock[1:] and frames <= stock[0]:
         return text, video[:, : size[0] * size[1] * size[2]]
-    grid = video[0].unflatten(0, stock)[: max(frames, 1)].permute(3, 0, 1, 2)[None]  # [1, D, T, h, w]
+    grid = video[0].unflatten(0, stock)[:frames].permute(3, 0, 1, 2)[None]  # [1, D, T, h, w]
     return text, F.interpolate(grid.float(), size, mode="trilinear").to(grid.dtype).flatten(2).transpose(1, 2)
 
 

@@ -108,10 +108,17 @@ class MSTControlNet(nn.Module):
         config.check()
         self.config = config
         self.backbone = build_backbone(config)
-        self.control = MultiStreamControl(config)
-        self.injections = nn.ModuleList(LayerInjection(config) for _ in range(config.num_layers))
+        self.draw_control()
         self.gradient_checkpointing = False
         self.rotary_of_shape: dict[tuple[int, int, int, torch.device], Rotary] = {}
+
+    def draw_control(self) -> None:
+        """New random weights for everything but the backbone.
+
+        Call it again once a backbone is loaded into a model that was built on the meta device.
+        """
+        self.control = MultiStreamControl(self.config)
+        self.injections = nn.ModuleList(LayerInjection(self.config) for _ in range(self.config.num_layers))
 
     def forward(
         self,
@@ -171,7 +178,9 @@ class MSTControlNet(nn.Module):
         key = (frames, height, width, device)
         if key not in self.rotary_of_shape:
             make = wan_rotary if isinstance(self.backbone, WanTransformer3DModel) else cogvideox_rotary
-            self.rotary_of_shape[key] = make(self.backbone, frames, height, width, device)
+            # A validation may come first: tensors made in inference mode could not enter a training graph later.
+            with torch.inference_mode(False):
+                self.rotary_of_shape[key] = make(self.backbone, frames, height, width, device)
         return self.rotary_of_shape[key]
 
     def _check_shapes(self, latents: Tensor, text: Tensor, speech: Tensor, speech_second: Tensor | None) -> None:
@@ -213,7 +222,7 @@ def build_backbone(config: MSTControlNetConfig) -> CogVideoXTransformer3DModel |
             ffn_dim=config.wan_ffn_dim,
             num_layers=config.num_layers,
         )
-    return CogVideoXTransformer3DModel(
+    backbone = CogVideoXTransformer3DModel(
         num_attention_heads=config.num_heads,
         attention_head_dim=config.head_dim,
         in_channels=config.in_channels,
@@ -230,6 +239,10 @@ def build_backbone(config: MSTControlNetConfig) -> CogVideoXTransformer3DModel |
         use_rotary_positional_embeddings=True,
         use_learned_positional_embeddings=config.learned_positions,
     )
+    if config.learned_positions:
+        # diffusers makes the table in float64 but adds it in the model's precision.
+        backbone.patch_embed.pos_embedding = backbone.patch_embed.pos_embedding.float()
+    return backbone
 
 
 def build_mst_controlnet(config: MSTControlNetConfig, *, seed: int = 0) -> MSTControlNet:

@@ -101,11 +101,18 @@ def _transformer_folder(folder: Path) -> Path:
     )
 
 
-def _check_config(backbone: Any, folder: Path) -> None:
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"model.weights={folder}: config.json is not readable: {error}") from error
+        raise ValueError(f"model.weights={folder}: {name} is not readable: {error}; download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"model.weights={folder}: {name} is not readable: not a mapping; download it again")
+    return content
+
+
+def _check_config(backbone: Any, folder: Path) -> None:
+    found = _read_json(folder, "config.json")
     expected_class = type(backbone).__name__
     if found.get("_class_name") != expected_class:
         raise ValueError(
@@ -128,15 +135,12 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     """Tensor name to the file that holds it, from the index of a sharded folder or from the single file."""
     index = folder / f"{FILE_NAME}.index.json"
     if index.is_file():
-        try:
-            places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"model.weights={folder}: {index.name} is not readable: {error!r}") from error
+        places = _read_json(folder, index.name).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError(f"model.weights={folder}: {index.name} is not readable: no weight_map; download it again")
         for name in sorted(set(places.values())):
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise ValueError(
-                    f"model.weights={folder}: {index.name} names {name!r}, not a safetensors file beside it"
-                )
+                raise ValueError(f"model.weights={folder}: {index.name} names {name!r}, not a safetensors file there")
             if not (folder / name).is_file():
                 raise ValueError(f"model.weights={folder}: {name} of {index.name} is missing; download it again")
         return {tensor: folder / name for tensor, name in places.items()}
@@ -176,6 +180,7 @@ def _fill(backbone: nn.Module, name: str, target: Tensor, value: Tensor) -> None
     if not target.is_meta:
         target.copy_(value)
         return
+    value = value.clone()  # out of the mapped file, whose tensors are unaligned and change with it
     module_name, _, leaf = name.rpartition(".")
     module = backbone.get_submodule(module_name)
     if isinstance(target, nn.Parameter):
