@@ -104,6 +104,20 @@ def test_untrained_control_leaves_the_stock_backbone_bit_identical(config, chang
 
 
 @BOTH
+def test_untrained_control_leaves_the_backbone_bit_identical_under_autocast(config):
+    model, x = build_mst_controlnet(config), inputs(config)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(**x), stock(model, x))
+
+
+def test_untrained_control_leaves_a_bfloat16_backbone_bit_identical():
+    model = build_mst_controlnet(TINY).bfloat16()
+    x = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs(TINY).items()}
+    with torch.no_grad():
+        assert torch.equal(model(**x), stock(model, x))
+
+
+@BOTH
 def test_awake_control_changes_the_output(config):
     model, x = awake(config), inputs(config)
     with torch.no_grad():
