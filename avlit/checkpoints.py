@@ -1,0 +1,302 @@
+"""What a checkpoint holds and how it is written and read; `commit` makes it whole, `inherit` puts it into a model.
+
+`checkpoints/step-00000500/`: weights.safetensors, ema.safetensors (optional), optimizer.safetensors (optional),
+state.json and COMMIT.json. Tensors are safetensors, the rest is JSON; nothing is ever unpickled.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from avlit.commit import (
+    CheckpointError,
+    Skipped,
+    commit,
+    committed_dirs,
+    is_disk_full,
+    remove,
+    step_of,
+    sweep,
+    verify,
+)
+
+WEIGHTS, EMA, OPTIMIZER, STATE = "weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+FILES = (WEIGHTS, EMA, OPTIMIZER, STATE)
+REQUIRED = (WEIGHTS, STATE)
+
+Tensors = Mapping[str, Tensor]
+
+
+class NonFiniteError(CheckpointError):
+    """A tensor to be saved holds NaN or infinity; such a checkpoint is never committed."""
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """state.json: what a run needs besides tensors, JSON values only.
+
+    step: optimizer steps done. position: the data state, clips of the global order used so far.
+    scheduler: the schedule's state_dict. optimizer: `flatten_optimizer`'s meta. lineage: (run id, step) of the
+    checkpoints it descends from, oldest first, itself last. base_model: fingerprint of the released weights under it
+    ("" for none). counters: e.g. updates left out because they were not finite. extra: what callbacks keep.
+    """
+
+    step: int
+    position: int
+    seed: int
+    recipe: str
+    run: str = ""
+    config_hash: str = ""
+    data_hash: str = ""
+    base_model: str = ""
+    lineage: tuple[tuple[str, int], ...] = ()
+    scheduler: dict[str, object] = field(default_factory=dict)
+    optimizer: dict[str, object] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed, verified checkpoint; tensors are read when asked for."""
+
+    path: Path
+    state: CheckpointState
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def has_ema(self) -> bool:
+        return (self.path / EMA).is_file()
+
+    def weights(self, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """The saved parameters by name."""
+        return self._read(WEIGHTS, device)
+
+    def ema(self, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """The averaged parameters by name; empty where the run kept no average."""
+        return self._read(EMA, device) if self.has_ema else {}
+
+    def optimizer(self, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """The optimizer's tensors, `<parameter>/<slot>`; `state.optimizer` is the rest of it."""
+        return self._read(OPTIMIZER, device) if (self.path / OPTIMIZER).is_file() else {}
+
+    def _read(self, name: str, device: str | torch.device) -> dict[str, Tensor]:
+        try:
+            return load_file(self.path / name, device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path}: {name} cannot be read: {error}") from error
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    weights: Tensors,
+    state: CheckpointState,
+    optimizer: Tensors | None = None,
+    ema: Tensors | None = None,
+) -> Path:
+    """Commit a checkpoint of `state.step` in `folder`; returns its folder. Durable when it returns.
+
+    weights, ema, optimizer: CPU tensors by name that nobody changes meanwhile and that share no memory.
+    NonFiniteError: a value is NaN or infinite. CheckpointError: it could not be written; committed ones are untouched.
+    """
+    parts = {WEIGHTS: weights, EMA: ema, OPTIMIZER: optimizer}
+    present = {name: tensors for name, tensors in parts.items() if tensors}
+    if not weights:
+        raise CheckpointError(f"{folder}: step {state.step} has no weights to save")
+    for name, tensors in present.items():
+        check_finite(tensors, f"step {state.step}, {name}")
+    text = json.dumps(asdict(replace(state, versions=state.versions or versions())), indent=1, allow_nan=False)
+
+    def write(temporary: Path) -> None:
+        for name, tensors in present.items():
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary / name)
+        (temporary / STATE).write_text(text, encoding="utf-8")
+
+    try:
+        return commit(folder, state.step, write)
+    except (OSError, SafetensorError) as error:
+        need = sum(tensor.nbytes for tensors in present.values() for tensor in tensors.values())
+        reason = "the disk is full" if is_disk_full(error) else str(error)
+        raise CheckpointError(
+            f"{folder}: step {state.step} ({need / 1e9:.2f} GB) could not be written: {reason}; "
+            "checkpoints committed before are untouched"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in `path`, after comparing every byte with its manifest; CheckpointError says what is wrong."""
+    verify(path, allowed=FILES, required=REQUIRED)
+    try:
+        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+        known = {item.name for item in fields(CheckpointState)}
+        state = CheckpointState(**{key: value for key, value in values.items() if key in known})
+        state = replace(state, lineage=tuple((str(run), int(step)) for run, step in state.lineage))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {STATE} cannot be read: {error}") from error
+    return Checkpoint(path, state)
+
+
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[Skipped]]:
+    """The newest checkpoint in a `checkpoints/` folder that verifies, and the newer ones that do not, with reasons."""
+    skipped = []
+    for path in committed_dirs(folder):
+        try:
+            return load_checkpoint(path), skipped
+        except CheckpointError as error:
+            skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
+    return None, skipped
+
+
+def prune(folder: Path, *, keep: int, protect: Iterable[int] = ()) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints and the steps in `protect`; returns what was removed.
+
+    The last good one stays: nothing goes unless a newer one that is kept verifies in full. Damaged folders are not
+    counted, and are left for their owner to look at.
+    """
+    if keep < 1:
+        raise ValueError(f"checkpoint.keep={keep}: at least 1 checkpoint is kept")
+    protected, kept, removed, has_good = set(protect), 0, [], False
+    for path in committed_dirs(folder):
+        try:
+            verify(path, allowed=FILES, required=REQUIRED, is_quick=has_good)
+        except CheckpointError:
+            continue
+        has_good = True
+        if kept < keep:
+            kept += 1
+        elif step_of(path) not in protected:
+            remove(path)
+            removed.append(path)
+    return removed
+
+
+def check_finite(tensors: Tensors, what: str) -> None:
+    """Raise NonFiniteError naming the tensors that hold NaN or infinity."""
+    bad = []
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.is_floating_point():
+            # min and max carry NaN: one pass over the memory, no mask
+            low, high = torch.aminmax(tensor)
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                bad.append(name)
+    if bad:
+        raise NonFiniteError(f"{what}: {len(bad)} tensors are not finite, e.g. {bad[0]}; nothing was saved")
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide whether a resumed run can be bit-identical."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "lightning", "diffusers", "safetensors")}
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background: training stops only while the state is copied.
+
+    folder: a run's `checkpoints/`. keep: how many to retain. protect: steps to retain besides, asked for at each save.
+    At most one write is under way; an error in it is raised by the next `save` or `wait`.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, protect: Callable[[], Iterable[int]] = tuple):
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep={keep}: at least 1 checkpoint is kept")
+        self.folder = folder
+        self.keep = keep
+        self.protect = protect
+        self.last_committed: Path | None = None
+        self._copies: dict[str, dict[str, Tensor]] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        sweep(folder)
+
+    def reserve(self, *, weights: Tensors, optimizer: Tensors | None = None, ema: Tensors | None = None) -> None:
+        """Take the memory for the copies now, so that the first save does not wait for the system to hand it out."""
+        for part, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer), (EMA, ema)):
+            for tensor in self._room(part, tensors or {}).values():
+                tensor.zero_()
+
+    def save(
+        self,
+        *,
+        weights: Tensors,
+        state: CheckpointState,
+        optimizer: Tensors | None = None,
+        ema: Tensors | None = None,
+    ) -> None:
+        """Copy the tensors to the CPU and return; the write goes on behind. Waits for the write before it, if any."""
+        self.wait()
+        copies = {
+            "weights": self._copy(WEIGHTS, weights),
+            "optimizer": self._copy(OPTIMIZER, optimizer or {}),
+            "ema": self._copy(EMA, ema or {}),
+        }
+        # state is JSON text from here on: later changes to its dicts cannot reach the write
+        state = replace(
+            state, **json.loads(json.dumps({k: v for k, v in asdict(state).items() if isinstance(v, dict)}))
+        )
+        self._thread = threading.Thread(target=self._write, args=(copies, state), name=f"checkpoint-{state.step}")
+        self._thread.start()
+
+    def wait(self) -> Path | None:
+        """Wait for the write under way; returns the newest folder this writer committed, or raises its error."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if (error := self._error) is not None:
+            self._error = None
+            raise error
+        return self.last_committed
+
+    def _write(self, copies: dict[str, dict[str, Tensor]], state: CheckpointState) -> None:
+        try:
+            self.last_committed = self._save_or_make_room(copies, state)
+            prune(self.folder, keep=self.keep, protect=self.protect())
+        except (CheckpointError, OSError, ValueError) as error:
+            self._error = error
+
+    def _save_or_make_room(self, copies: dict[str, dict[str, Tensor]], state: CheckpointState) -> Path:
+        try:
+            return save_checkpoint(self.folder, state=state, **copies)
+        except CheckpointError as error:
+            if self.keep == 1 or not is_disk_full(error.__cause__ or error):
+                raise
+        # The new one would push out the oldest anyway; take that room now, once.
+        prune(self.folder, keep=self.keep - 1, protect=self.protect())
+        return save_checkpoint(self.folder, state=state, **copies)
+
+    def _room(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
+        room = self._copies.get(part, {})
+        if {n: (t.shape, t.dtype) for n, t in room.items()} != {n: (t.shape, t.dtype) for n, t in tensors.items()}:
+            room = {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                for name, tensor in tensors.items()
+            }
+            self._copies[part] = room
+        return room
+
+    def _copy(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
+        room = self._room(part, tensors)
+        if room:
+            sources = [tensors[name].detach() for name in room]
+            torch._foreach_copy_(list(room.values()), sources, non_blocking=True)  # pyright: ignore
+            if any(tensor.is_cuda for tensor in sources):
+                torch.cuda.synchronize()
+        return room
+
+
+def free_bytes_needed(*parts: Tensors | None, keep: int) -> int:
+    """Room that checkpoints of these tensors take: `keep` of them and the one being written."""
+    one = sum(tensor.nbytes for tensors in parts for tensor in (tensors or {}).values())
+    return (keep + 1) * one + (1 << 20)

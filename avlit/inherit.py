@@ -1,0 +1,192 @@
+"""From a checkpoint into a model and an optimizer: what `init=` inherits, and a resume restores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from avlit.checkpoints import Checkpoint, load_checkpoint, newest_valid
+from avlit.commit import MANIFEST_NAME, CheckpointError, committed_dirs
+from avlit.runs import find_run
+
+
+@dataclass(frozen=True)
+class InheritReport:
+    """What a model took from a checkpoint, by parameter name.
+
+    inherited: filled from it. new: parameters of the model that it does not have. unused: what it has and the model
+    does not. shape_mismatch: names present in both with different shapes (only ever reported in the error).
+    """
+
+    source: str
+    inherited: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    shape_mismatch: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"weights of {self.source}: {len(self.inherited)} inherited"]
+        for label, names in (("new", self.new), ("unused", self.unused)):
+            if names:
+                lines.append(f"{len(names)} {label} (e.g. {names[0]})")
+        return ", ".join(lines)
+
+
+def resolve_weights(init: str | Path, *, runs_dir: Path = Path("runs")) -> Checkpoint:
+    """The checkpoint that `init=` means: a run (`last`, id, folder; its newest valid one) or a checkpoint folder.
+
+    CheckpointError: none there that verifies, with the reason of each. RunNotFoundError: no such run.
+    """
+    path = Path(init)
+    if (path / MANIFEST_NAME).is_file():
+        return load_checkpoint(path)
+    folder = path if path.is_dir() and committed_dirs(path) else find_run(runs_dir, init).checkpoints_dir
+    checkpoint, skipped = newest_valid(folder)
+    if checkpoint is None:
+        reasons = "".join(f"\n  {reason}" for reason in skipped) or " it has saved none yet"
+        raise CheckpointError(f"init={init}: no usable checkpoint in {folder}:{reasons}")
+    return checkpoint
+
+
+@torch.no_grad()
+def load_weights_into(
+    model: nn.Module, checkpoint: Checkpoint, *, ema: bool = False, base_model: str | None = None
+) -> InheritReport:
+    """Copy a checkpoint's weights into the parameters and buffers of the same name; checked before anything changes.
+
+    ema: take the averaged weights where there are any. base_model: fingerprint of the released weights the model
+    stands on; a checkpoint that was trained on another base is refused.
+    CheckpointError: another base, another model, or another shape.
+    """
+    saved_base = checkpoint.state.base_model
+    if base_model is not None and saved_base != base_model:
+        raise CheckpointError(
+            f"init={checkpoint.path}: it was trained on base weights {saved_base or 'none'}, "
+            f"this run has {base_model or 'none'}; set model.weights to the same folder"
+        )
+    saved = checkpoint.weights()
+    if ema:
+        saved |= checkpoint.ema()
+    targets = model.state_dict(keep_vars=True)
+    report = InheritReport(
+        str(checkpoint.path),
+        inherited=tuple(name for name in targets if name in saved),
+        new=tuple(name for name in targets if name not in saved),
+        unused=tuple(sorted(saved.keys() - targets.keys())),
+        shape_mismatch=tuple(n for n, target in targets.items() if n in saved and saved[n].shape != target.shape),
+    )
+    _refuse_other_model(report, saved, targets)
+    for name in report.inherited:
+        targets[name].copy_(saved[name])
+    return report
+
+
+def _refuse_other_model(report: InheritReport, saved: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    if len(report.unused) > len(saved) // 2:
+        raise CheckpointError(
+            f"init={report.source}: it is of another model: {len(report.unused)} of its {len(saved)} tensors have no "
+            f"place here, first {', '.join(report.unused[:3])}; this model begins {', '.join(list(targets)[:3])}"
+        )
+    if report.shape_mismatch:
+        first = ", ".join(
+            f"{name} {list(saved[name].shape)} there, {list(targets[name].shape)} here"
+            for name in report.shape_mismatch[:3]
+        )
+        raise CheckpointError(
+            f"init={report.source}: {len(report.shape_mismatch)} tensors have another shape: {first}; "
+            "use the size= and model.* settings it was trained with"
+        )
+
+
+# How the update is computed, not what it computes: these stay as the running optimizer has them.
+IMPLEMENTATION_FLAGS = ("foreach", "fused", "capturable", "differentiable")
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """An optimizer's state as tensors `<parameter>/<slot>` and JSON values; the tensors are the live ones, not copies.
+
+    names: parameter name -> parameter, of all that the optimizer holds.
+    """
+    name_of = {id(parameter): name for name, parameter in names.items()}
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, object]] = {}
+    groups = []
+    for group in optimizer.param_groups:
+        if unnamed := [p for p in group["params"] if id(p) not in name_of]:
+            raise ValueError(
+                f"{len(unnamed)} parameters of the optimizer have no name, first of shape {unnamed[0].shape}"
+            )
+        options = {k: v for k, v in group.items() if k != "params" and k not in IMPLEMENTATION_FLAGS}
+        options = {k: v.item() if isinstance(v, Tensor) else v for k, v in options.items()}
+        groups.append({"params": [name_of[id(p)] for p in group["params"]], "options": options})
+        for parameter in group["params"]:
+            name = name_of[id(parameter)]
+            for slot, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}/{slot}"] = value
+                else:
+                    scalars.setdefault(name, {})[slot] = value
+    return tensors, {"groups": groups, "scalars": scalars}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, object],
+) -> None:
+    """Give an optimizer the state `flatten_optimizer` took, bit for bit and in its precision.
+
+    CheckpointError: it was of other parameters, groups or shapes.
+    """
+    name_of = {id(parameter): name for name, parameter in names.items()}
+    saved_groups: list = list(meta.get("groups", []))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    scalars: dict = dict(meta.get("scalars", {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    here = [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    there = [list(group["params"]) for group in saved_groups]
+    if here != there:
+        differing = sorted({n for group in here for n in group} ^ {n for group in there for n in group})
+        raise CheckpointError(
+            f"the optimizer's state is of other parameters: {len(there)} groups of {sum(map(len, there))} there, "
+            f"{len(here)} of {sum(map(len, here))} here, first that differ: {', '.join(differing[:3]) or 'their order'}"
+        )
+    slots: dict[str, dict[str, object]] = {name: dict(values) for name, values in scalars.items()}
+    for key, tensor in tensors.items():
+        name, _, slot = key.rpartition("/")
+        if name not in names:
+            raise CheckpointError(f"the optimizer's state has {key}, which belongs to no parameter")
+        if tensor.ndim and tensor.shape != names[name].shape:
+            raise CheckpointError(
+                f"the optimizer's state has {key} of {list(tensor.shape)}, its parameter is {list(names[name].shape)}"
+            )
+        slots.setdefault(name, {})[slot] = tensor
+    optimizer.state.clear()
+    for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+        for key, value in saved["options"].items():
+            group[key] = _as_before(group.get(key), value)
+        on_device = bool(group.get("fused") or group.get("capturable"))
+        for parameter in group["params"]:
+            values = slots.get(name_of[id(parameter)], {})
+            if values:
+                optimizer.state[parameter] = {
+                    slot: _placed(value, parameter, on_device=on_device) for slot, value in values.items()
+                }
+
+
+def _as_before(current: object, value: object) -> object:
+    if isinstance(current, tuple) and isinstance(value, list):
+        return tuple(value)
+    if isinstance(current, Tensor):
+        return torch.full_like(current, float(value))  # pyright: ignore[reportArgumentType]
+    return value
+
+
+def _placed(value: object, parameter: nn.Parameter, *, on_device: bool) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    # the step count of an unfused optimizer stays on the CPU, where it is read every step
+    return value.to(parameter.device, copy=True) if value.ndim or on_device else value.clone()

@@ -1,0 +1,74 @@
+"""Run folders: created whole, found by what a user writes, held by one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from avlit.runs import RunBusyError, RunNotFoundError, create_run, find_run, hold, list_runs
+
+
+def test_last_is_the_newest_run(tmp_path: Path) -> None:
+    runs = [create_run(tmp_path, recipe) for recipe in ("mtv_stage3", "jova_stage2", "mtv_stage1")]
+
+    assert find_run(tmp_path, "last").id == runs[-1].id
+    assert [run.id for run in list_runs(tmp_path)] == [run.id for run in runs]
+
+
+def test_a_run_is_found_by_id_by_its_beginning_by_its_end_and_by_folder(tmp_path: Path) -> None:
+    first, second = create_run(tmp_path, "mtv_stage1"), create_run(tmp_path, "zeta")
+
+    for word in (first.id, first.id[:-2], first.id[-4:], str(first.path), first.path):
+        assert find_run(tmp_path, word) == first
+    with pytest.raises(RunNotFoundError, match="2 runs begin so") as caught:
+        find_run(tmp_path, first.id[:8])
+    assert first.id in str(caught.value) and second.id in str(caught.value)
+
+
+def test_an_unknown_run_lists_the_nearest(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "mtv_stage3")
+
+    with pytest.raises(RunNotFoundError, match=run.id):
+        find_run(tmp_path, run.id[:-9] + "2-ffff0")
+
+
+@pytest.mark.parametrize("word", ["last", "20250101"])
+def test_without_runs_the_error_says_so(tmp_path: Path, word: str) -> None:
+    with pytest.raises(RunNotFoundError, match="there are no runs in"):
+        find_run(tmp_path / "runs", word)
+
+
+def test_a_damaged_record_is_left_out_of_the_list_and_named_when_asked_for(tmp_path: Path) -> None:
+    good, bad = create_run(tmp_path, "mtv_stage1"), create_run(tmp_path, "mtv_stage2")
+    (bad.path / "run.json").write_text('{"id": ')
+
+    assert find_run(tmp_path, "last") == good
+    with pytest.raises(RunNotFoundError, match=r"run\.json cannot be read"):
+        find_run(tmp_path, bad.path)
+    with pytest.raises(RunNotFoundError, match=r"holds no run\.json"):
+        find_run(tmp_path, tmp_path)
+
+
+def test_updates_replace_the_record_and_leave_no_temporary_file(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "mtv_stage2", parent="abc")
+    run.update(status="finished", init_run="earlier")
+
+    record = json.loads((run.path / "run.json").read_text())
+    assert (record["status"], record["init_run"], record["parent"]) == ("finished", "earlier", "abc")
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "run.json", "samples", "spool"]
+    with pytest.raises(ValueError, match="status='done': must be one of running"):
+        run.update(status="done")
+
+
+def test_a_recipe_name_cannot_leave_the_runs_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"recipe='\.\./x'"):
+        create_run(tmp_path, "../x")
+
+
+def test_a_held_run_is_refused_to_a_second_holder(tmp_path: Path) -> None:
+    run = create_run(tmp_path, "mtv_stage1")
+
+    with hold(run), pytest.raises(RunBusyError, match="is training it"), hold(run):
+        pass
+    with hold(run):
+        pass
