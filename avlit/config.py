@@ -1,0 +1,282 @@
+"""The configuration: its schema as dataclasses, and how one comes from files and the command line.
+
+Layers, later ones win: this schema with the recipe's own (`recipes/*/config.py`), the recipe's yaml, the size, words.
+Nothing here imports torch, so that help, listings and printed configs answer at once.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from avlit.discovery import (
+    RECIPES,
+    curriculum_keys,
+    listing,
+    recipe_folder,
+    recipe_keys,
+    recipe_module,
+    recipe_paths,
+    recipe_yaml,
+    size_yaml,
+)
+from avlit.errors import ConfigError
+from avlit.settings import Settings, read_words, read_yaml, setting
+from avlit.timing import Timing
+
+__all__ = [
+    "CheckpointConfig",
+    "CodecConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EmaConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "SampleConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "ValidationConfig",
+    "curriculum_keys",
+    "from_yaml",
+    "load_config",
+    "recipe_folder",
+    "recipe_keys",
+    "recipe_module",
+    "setting",
+    "to_yaml",
+]
+
+
+@dataclass
+class DataConfig:
+    """Where clips come from and what they look like."""
+
+    root: str | None = setting(None, "folder of shards; null is the embedded corpus")
+    subsets: dict[str, float] = setting(
+        factory=dict, about="weight of each subset in the mix; empty mixes all by their number of clips", low=0
+    )
+    batch_size: int = setting(24, "clips of one optimizer step, over all devices and accumulated micro-batches", low=1)
+    buckets: dict[str, int] = setting(
+        factory=dict, about="shape FRAMESxHEIGHTxWIDTH -> its own batch size; shapes not named take batch_size", low=1
+    )
+    num_frames: int = setting(49, "frames of a clip, 4n+1", low=1)
+    height: int = setting(480, "pixels, a multiple of 8", low=8)
+    width: int = setting(720, "pixels, a multiple of 8", low=8)
+    fps: float = setting(24.0, "video frames a second", above=0)
+    rate_hz: int = setting(16000, "audio samples a second", low=1000)
+    num_clips: int = setting(1024, "training clips of each subset", low=1, only_with=("data.root", None))
+    cache_dir: str = setting("cache", "folder for the encoded embedded corpus", only_with=("data.root", None))
+    workers: int = setting(0, "reading processes; 0 is one thread, which is fastest for encoded clips", low=0)
+    prefetch: int = setting(4, "batches read ahead", low=1)
+    max_bad: float = setting(0.001, "share of unreadable clips at which training stops", low=0, high=1)
+
+    def check(self) -> None:
+        """Raise ValueError where sizes and rates do not fit a causal video codec."""
+        shapes = {f"{self.num_frames}x{self.height}x{self.width}": "data"}
+        for shape in (*shapes, *self.buckets):
+            parts = shape.split("x")
+            if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+                raise ValueError(f"data.buckets.{shape}: a shape is FRAMESxHEIGHTxWIDTH, for example 49x480x720")
+            frames, height, width = map(int, parts)
+            where = "data.buckets: " if shape in self.buckets else "data."
+            try:
+                Timing(fps=self.fps, num_frames=frames, height=height, width=width, rate_hz=self.rate_hz)
+            except ValueError as error:
+                raise ValueError(f"{where}{error}") from error
+        if self.subsets and not any(self.subsets.values()):
+            raise ValueError("data.subsets: every weight is 0; give at least one subset a weight")
+
+
+@dataclass
+class CodecConfig:
+    """What turns pixels, sound and text into latents and features."""
+
+    video: Literal["embedded", "cogvideox"] = setting("embedded", "video codec; embedded needs no weights")
+    audio: Literal["embedded", "wav2vec2"] = setting("embedded", "encoder of the audio tracks")
+    text: Literal["embedded", "t5"] = setting("embedded", "text encoder")
+    video_weights: str | None = setting(None, "folder of the video codec", not_with=("codecs.video", "embedded"))
+    audio_weights: str | None = setting(None, "folder of the audio encoder", not_with=("codecs.audio", "embedded"))
+    text_weights: str | None = setting(None, "folder of the text encoder", not_with=("codecs.text", "embedded"))
+
+
+@dataclass
+class ModelConfig:
+    """What every recipe's model section has; a recipe adds its network's sizes."""
+
+    weights: str | None = setting(None, "folder of released weights to start from; null starts from scratch")
+
+
+@dataclass
+class OptimizerConfig:
+    """The update rule and its schedule."""
+
+    name: Literal["adamw"] = setting("adamw", "update rule")
+    lr: float = setting(1e-4, "peak learning rate", above=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "decay of the two moments", low=0, high=0.999999)
+    eps: float = setting(1e-8, "added to the root of the second moment", above=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay", low=0)
+    clip: float = setting(1.0, "gradient norm above which gradients are scaled down", above=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "learning rate after the warm-up")
+    warmup: float = setting(0.0, "share of the steps over which the learning rate rises", low=0, high=1)
+    final: float = setting(
+        0.0, "last learning rate as a share of the peak", low=0, high=1, not_with=("optimizer.schedule", "constant")
+    )
+
+
+@dataclass
+class TrainConfig:
+    """Length and machinery of a run."""
+
+    steps: int = setting(1000, "optimizer steps", low=1)
+    accumulate: int = setting(1, "micro-batches of one optimizer step", low=1)
+    precision: Literal["fp32", "bf16"] = setting("fp32", "arithmetic of the forward pass; weights stay fp32")
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", "where to train")
+    devices: int = setting(1, "GPUs, or processes on a CPU", low=1)
+    strategy: Literal["auto", "ddp"] = setting("auto", "how devices share the work")
+    threads: int = setting(0, "CPU threads; 0 is all cores", low=0)
+    log_every: int = setting(10, "optimizer steps between log points", low=1)
+    max_nonfinite: int = setting(10, "left-out updates in a row at which training stops", low=1)
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+
+
+@dataclass
+class EmaConfig:
+    """The moving average of the weights."""
+
+    decay: float = setting(0.0, "share of the average that one update keeps; 0 is off", low=0, high=0.999999)
+    every: int = setting(1, "optimizer steps between updates of the average", low=1, not_with=("ema.decay", 0.0))
+
+
+@dataclass
+class CheckpointConfig:
+    """What a run leaves on disk."""
+
+    every: int = setting(500, "optimizer steps between checkpoints; there is always one at the end", low=1)
+    keep: int = setting(2, "newest checkpoints that are kept", low=1)
+
+
+@dataclass
+class SampleConfig:
+    """Sample clips made during training and at its end."""
+
+    every: int = setting(0, "optimizer steps between sample clips; 0 is only at the end", low=0)
+    count: int = setting(2, "clips made each time; 0 makes none", low=0)
+    sync_clips: int = setting(32, "held-out clips whose lip sync is measured at the end, on the embedded corpus", low=0)
+    steps: int = setting(50, "steps of the sampler", low=1)
+    guidance: float = setting(1.0, "classifier-free guidance; 1 is none", low=0)
+    scheduler: str = setting("DDIMScheduler", "class of diffusers' schedulers")
+
+
+@dataclass
+class ValidationConfig:
+    """Loss on held-out clips."""
+
+    every: int = setting(500, "optimizer steps between measurements, besides the first and the last step", low=1)
+    clips: int = setting(32, "held-out clips; 0 measures nothing", low=0)
+
+
+@dataclass
+class TrackingConfig:
+    """Where a run is recorded."""
+
+    uri: str | None = setting(None, "MLflow store or server; null is a file beside the runs")
+    experiment: str = setting("avlit", "MLflow experiment")
+
+
+@dataclass
+class Config:
+    """Everything that a run is made from. A recipe's own Config overrides defaults and adds sections."""
+
+    recipe: str = setting("", "what is trained", fixed=True)
+    about: str = setting("", "one line on the recipe", fixed=True)
+    order: int = setting(0, "place in the paper's curriculum, from 1; 0 is none", low=0, fixed=True)
+    size: str = setting("tiny", "tiny or paper", fixed=True)
+    seed: int = setting(0, "of every random number", low=0)
+    init: str | None = setting(None, "run or folder whose weights the run starts from")
+    run_name: str | None = setting(None, "name of the run; null makes one from recipe and time")
+    runs_dir: str = setting("runs", "folder of the runs")
+    data: DataConfig = field(default_factory=DataConfig)
+    codecs: CodecConfig = field(default_factory=CodecConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def check(self) -> None:
+        """Raise ValueError where sections do not fit each other."""
+        parts = self.train.devices * self.train.accumulate
+        sizes = {"data.batch_size": self.data.batch_size}
+        sizes |= {f"data.buckets.{shape}": size for shape, size in self.data.buckets.items()}
+        for key, size in sizes.items():
+            if size % parts:
+                per_device = size // self.train.devices
+                other = f", or set train.accumulate={per_device}" if not size % self.train.devices else ""
+                raise ValueError(
+                    f"{key}={size}: must be a multiple of train.devices * train.accumulate = {parts}; "
+                    f"the nearest above is {-(-size // parts) * parts}{other}"
+                )
+
+
+def load_config(words: Sequence[str], *, root: Path = RECIPES) -> Config:
+    """The config that `recipe=… size=… a.b=c …` words describe, as the recipe's own dataclass.
+
+    ConfigError names key, value and what is allowed. root: the folder that holds the recipes.
+    """
+    given = read_words(words)
+    if "recipe" not in given:
+        raise ConfigError(f"recipe=… is missing; {listing(recipe_paths(root))}")
+    key, size = given.pop("recipe"), given.pop("size", "tiny")
+    values, source = recipe_yaml(key, root)
+    settings = Settings(_schema(key, root))
+    settings.put(values, source)
+    for layer, origin in size_yaml(key, size, root):
+        settings.put(layer, origin)
+    settings.put({"recipe": key, "size": size}, "command line")
+    return _finish(settings, given)
+
+
+def from_yaml(text: str, *, words: Sequence[str] = (), source: str = "config.yaml", root: Path = RECIPES) -> Config:
+    """A config that `to_yaml` wrote, with further words over it; recipe and size stay those of the text."""
+    values = read_yaml(text, source)
+    given = read_words(words)
+    for fixed in ("recipe", "size"):
+        if fixed in given and given.pop(fixed) != str(values.get(fixed)):
+            raise ConfigError(f"{fixed}: the run was made with {fixed}={values.get(fixed)}, which stays; leave it out")
+    settings = Settings(_schema(str(values.get("recipe", "")), root))
+    settings.put(values, source)
+    return _finish(settings, given)
+
+
+def to_yaml(config: Config) -> str:
+    """Every key with its value, as `from_yaml` reads it."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _finish(settings: Settings, words: dict[str, str]) -> Config:
+    settings.put_words(words)
+    settings.refuse_idle(words)
+    return settings.build()
+
+
+def _schema(key: str, root: Path) -> type[Config]:
+    """The one Config class that the recipe's `config.py` defines, or the core's where it has no such file."""
+    folder = recipe_folder(key, root)
+    if not (folder / "config.py").is_file():
+        return Config
+    module: Any = importlib.import_module(f"recipes.{folder.name}.config")
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Config) and value.__module__ == module.__name__
+    ]
+    if len(own) != 1:
+        raise ConfigError(f"recipe={key}: {folder / 'config.py'} must define one subclass of Config, found {len(own)}")
+    return own[0]
