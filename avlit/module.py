@@ -6,7 +6,7 @@ them. Logging, EMA, samples and checkpoints are callbacks.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -62,6 +62,7 @@ class AVModule(pl.LightningModule):
         self.total_steps = steps
         self.seed = seed
         self.start_step = start_step
+        self.base_model = ""  # fingerprint of released weights under the model, once they are loaded
         self.grad_norm: Tensor | None = None
         # Counted on the device and read at log points only, so that no step waits for it.
         self.register_buffer("skipped_in_a_row", torch.zeros(()), persistent=False)
@@ -71,10 +72,42 @@ class AVModule(pl.LightningModule):
     def step(self, batch: AVBatch, draws: Draws) -> Losses:
         """One training step as the paper tells it: from encoded clips and random numbers to per-sample losses."""
 
+    @abstractmethod
+    def sample(
+        self,
+        batch: AVBatch,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance: float,
+        scheduler: str,
+        keyframes: Tensor | None = None,
+    ) -> Tensor:
+        """Latents [B, C, T, h, w] generated for the batch's conditions, clip i from `seeds[i]` alone."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Leave trainable what the recipe's config names, before the optimizer is built."""
+
+    @abstractmethod
+    def load_released(self, folder: str) -> str:
+        """Fill the backbone from released weights and set `base_model`; returns what was loaded, new and unused."""
+
+    @property
+    @abstractmethod
+    def tokens_per_sample(self) -> int:
+        """Tokens that one clip is to the backbone's attention, text included; for throughput."""
+
     @property
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of what the optimizer updates, names as in `model`'s state dict."""
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers that a checkpoint holds: all but the frozen ones that released weights restore."""
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        kept = self.model.state_dict()
+        return {name: tensor for name, tensor in kept.items() if not (self.base_model and name in frozen)}
 
     def steps_done(self, trainer: pl.Trainer) -> int:
         """Optimizer steps of the run so far, those before a resume included."""

@@ -17,14 +17,14 @@ class HeldoutLoss(pl.Callback):
 
     def __init__(
         self,
-        log: Callable[[dict[str, float], int], None],
+        report: Callable[[dict[str, float], int], None],
         *,
         batches: Callable[[], list[AVBatch]],
         every: int,
         subsets: list[str],
         ema: EMA,
     ):
-        self.log = log
+        self.report = report
         self.load = batches
         self.every = every
         self.subsets = subsets
@@ -58,4 +58,4 @@ class HeldoutLoss(pl.Callback):
         module.train()
         self.history[step] = metrics = sums.read("val/loss")
         if trainer.is_global_zero:
-            self.log(metrics, step)
+            self.report(metrics, step)

@@ -57,14 +57,14 @@ class LossSums:
 class TrainingLog(pl.Callback):
     """Writes the training metrics every `every` steps and moves the progress bar.
 
-    log: takes metrics and a step (the tracker's). tokens_per_sample: what one clip is to the model.
+    report: takes metrics and a step (the tracker's). tokens_per_sample: what one clip is to the model.
     waited_s: seconds the training loop has waited for data so far. max_nonfinite: stop after as many updates left
     out in a row.
     """
 
     def __init__(
         self,
-        log: Callable[[dict[str, float], int], None],
+        report: Callable[[dict[str, float], int], None],
         *,
         every: int,
         subsets: list[str],
@@ -73,7 +73,7 @@ class TrainingLog(pl.Callback):
         max_nonfinite: int,
         shows_progress: bool = True,
     ):
-        self.log = log
+        self.report = report
         self.every = every
         self.subsets = subsets
         self.tokens_per_sample = tokens_per_sample
@@ -128,7 +128,7 @@ class TrainingLog(pl.Callback):
             metrics["train/grad_norm"] = float(module.grad_norm)
         self._check_finite(module, step, metrics)
         if trainer.is_global_zero:
-            self.log(metrics, step)
+            self.report(metrics, step)
         shown = {name.removeprefix("train/loss/"): f"{metrics[name]:.3f}" for name in metrics if name.count("/") == 2}
         self.bar.set_postfix(shown | {"wait": f"{metrics['throughput/data_wait_share']:.1%}"}, refresh=False)
         self.keys.clear()

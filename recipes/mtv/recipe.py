@@ -8,6 +8,7 @@ from torch import Tensor
 
 from avlit.batch import AVBatch
 from avlit.models.mst_controlnet import MSTControlNet, build_mst_controlnet, mtv_trainable
+from avlit.models.pretrained import load_backbone
 from avlit.module import AVModule
 from avlit.objectives import (
     Losses,
@@ -19,6 +20,7 @@ from avlit.objectives import (
 )
 from avlit.randomness import Draws, numpy_generator
 from avlit.sampling import build_scheduler, guide, run_scheduler
+from avlit.timing import Timing
 from recipes.mtv.config import MTVConfig
 from recipes.mtv.keyframes import keyframe_mask
 
@@ -30,7 +32,7 @@ class MTV(AVModule):
     alphas_cumprod: Tensor
 
     def __init__(self, config: MTVConfig, *, start_step: int = 0):
-        model = build_mst_controlnet(config.model)
+        model = build_mst_controlnet(config.model, seed=config.seed)
         super().__init__(
             model, optimizer=config.optimizer, steps=config.train.steps, seed=config.seed, start_step=start_step
         )
@@ -43,6 +45,21 @@ class MTV(AVModule):
         trained = set(mtv_trainable(self.model, which=self.config.model.trainable))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
+
+    def load_released(self, folder: str) -> str:
+        """Read CogVideoX's (or Wan's) transformer from a released diffusers folder."""
+        report = load_backbone(self.model, folder)
+        self.base_model = str(folder)
+        return str(report)
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Video tokens of the configured clip and the padded text."""
+        data, model = self.config.data, self.config.model
+        timing = Timing(
+            fps=data.fps, num_frames=data.num_frames, height=data.height, width=data.width, rate_hz=data.rate_hz
+        )
+        return timing.video_tokens(model.patch_size) + model.max_text_tokens
 
     def step(self, batch: AVBatch, draws: Draws) -> Losses:
         """Noise the clip, predict v from text and the three tracks, compare (MTV, Eq. 1 with the code's v target)."""

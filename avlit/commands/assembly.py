@@ -1,0 +1,73 @@
+"""Puts a run's parts together from its config: shards, codecs, data module, recipe; training and sampling share it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avlit.config import Config, recipe_module
+
+if TYPE_CHECKING:  # printing a config or starting the corpus writer must not wait for torch
+    from avlit.codecs import VideoCodec
+    from avlit.module import AVModule
+    from data.datamodule import AVDataModule
+    from data.encode import Encoders
+
+
+def shard_root(config: Config) -> Path:
+    """The folder that training reads: `data.root`, or the embedded corpus, whose writer is started if need be."""
+    if config.data.root is not None:
+        return Path(config.data.root)
+    from data.clip import SUBSETS
+    from data.corpus import CorpusSettings
+    from data.embedded import ensure_embedded
+
+    data = config.data
+    settings = CorpusSettings(
+        fps=data.fps, num_frames=data.num_frames, height=data.height, width=data.width, rate_hz=data.rate_hz
+    )
+    return ensure_embedded(
+        Path(data.cache_dir), settings=settings, subsets=tuple(data.subsets) or SUBSETS, num_clips=data.num_clips
+    )
+
+
+def build_encoders(config: Config) -> Encoders:
+    """The codecs that the config names; shards made by others are refused."""
+    from avlit.codecs.build import build_text_encoder, build_track_encoder, build_video_codec
+    from data.encode import Encoders
+
+    codecs = config.codecs
+    return Encoders(
+        video=build_video_codec(codecs.video, codecs.video_weights),
+        tracks=build_track_encoder(codecs.audio, codecs.audio_weights),
+        text=build_text_encoder(codecs.text, codecs.text_weights),
+    )
+
+
+def build_datamodule(config: Config, root: Path, encoders: Encoders, *, start_step: int = 0) -> AVDataModule:
+    """The data module over `root`, which must have been made with `encoders`."""
+    from data.datamodule import AVDataModule
+
+    data = config.data
+    return AVDataModule(
+        root,
+        batch_size=data.buckets or data.batch_size,
+        text_tokens=encoders.text.max_tokens,
+        seed=config.seed,
+        subsets=data.subsets or None,
+        expect=encoders.identity(fps=data.fps, rate_hz=data.rate_hz),
+        steps=config.train.steps,
+        start_step=start_step,
+        accumulate=config.train.accumulate,
+        devices=config.train.devices,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        max_bad=data.max_bad,
+    )
+
+
+def build_module(config: Config, *, start_step: int = 0) -> AVModule:
+    """The recipe's module with freshly initialised weights, the same for the same seed."""
+    recipe = importlib.import_module(recipe_module(config.recipe))
+    return recipe.build(config, start_step=start_step)
