@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def check_sample(sample: EncodedSample) -> None:
     """Raises ValueError naming the key and the field for a sample that must not get into a shard."""
     if not _KEY.fullmatch(sample.key):
         raise ValueError(f"sample key {sample.key!r}: 1 to 80 letters, digits, '_' or '-' (it names tar members)")
-    if problem := _annotation_problem(asdict(sample.annotation)):
+    if problem := _annotation_problem(vars(sample.annotation)):
         raise ValueError(f"sample {sample.key}: {problem}")
     for name, array in sample.arrays.items():
         if problem := _array_problem(name, array.shape):
@@ -126,7 +126,7 @@ def pack(sample: EncodedSample) -> dict[str, bytes]:
             raise ValueError(f"sample {sample.key}: {name} exceeds float16's range of 65504; is it normalised?")
     sound = io.BytesIO()
     soundfile.write(sound, sample.waveform, int(sample.annotation.rate_hz), format="FLAC", subtype="PCM_16")
-    annotation = json.dumps(asdict(sample.annotation), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    annotation = json.dumps(vars(sample.annotation), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return {"json": annotation.encode(), "safetensors": save(halves), "flac": sound.getvalue()}
 
 
