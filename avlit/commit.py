@@ -16,6 +16,8 @@ from pathlib import Path
 
 import xxhash
 
+from avlit.errors import UserError
+from avlit.errors import UserError
 from avlit.runs import sync_folder
 
 MANIFEST_NAME = "COMMIT.json"
@@ -27,7 +29,7 @@ STALE_NAME = re.compile(r"(step-\d{8,})\.(tmp|old|gone)-\d+")
 CHUNK = 8 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written, or is not there, or is damaged; the message names the folder and the reason."""
 
 

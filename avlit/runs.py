@@ -13,16 +13,20 @@ from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
+from avlit.errors import UserError
+
+from avlit.errors import UserError
+
 RECORD_NAME = "run.json"
 STATUSES = ("running", "finished", "stopped", "failed")
 """stopped: ended early on request and can be resumed. A killed run stays `running`."""
 
 
-class RunNotFoundError(ValueError):
+class RunNotFoundError(UserError):
     """No run, or more than one, answers to what the user wrote."""
 
 
-class RunBusyError(ValueError):
+class RunBusyError(UserError):
     """Another process trains the run."""
 
 

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from avlit.errors import UserError
 
-class SchedulerError(ValueError):
+
+class SchedulerError(UserError):
     """An unknown scheduler name; the message lists those there are."""
 
 

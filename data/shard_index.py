@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from avlit.errors import UserError
 from data.sample import MEMBERS, unpack_annotation, unpack_arrays
 
 INDEX_FORMAT = 1
 _BLOCK = 512
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A shard set that cannot be used as asked: wrong identity, unreadable manifest, too much damage."""
 
 

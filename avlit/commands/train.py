@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def _train(config: Config, run: Run, root: Path, started: float) -> Outcome:
 
     from avlit.checkpoints import CheckpointState, CheckpointWriter
     from avlit.commands.clips import measure_lip_sync, write_clips
+    from avlit.sampling import build_scheduler
     from avlit.tracking import Tracker, config_hash
     from callbacks.checkpointing import Checkpointing
     from callbacks.ema import EMA
@@ -70,6 +72,8 @@ def _train(config: Config, run: Run, root: Path, started: float) -> Outcome:
     from callbacks.samples import Samples
     from callbacks.training_log import TrainingLog
 
+    quieten_lightning()
+    build_scheduler(config.sample.scheduler, {}, steps=config.sample.steps)  # a wrong name must not surface at the end
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     encoders = build_encoders(config)
@@ -92,11 +96,12 @@ def _train(config: Config, run: Run, root: Path, started: float) -> Outcome:
 
     def write_samples(step: int, is_last: bool) -> dict[str, float]:
         folder = run.samples_dir / f"step-{step:08d}"
-        clips = datamodule.heldout_samples(config.sample.count)
-        for path in write_clips(
-            module, clips, codec=encoders.video, settings=config.sample, seed=config.seed, folder=folder
-        ):
-            tracker.log_artifact(path, folder=f"samples/{folder.name}")
+        if clips := datamodule.heldout_samples(config.sample.count):
+            paths = write_clips(
+                module, clips, codec=encoders.video, settings=config.sample, seed=config.seed, folder=folder
+            )
+            for path in paths:
+                tracker.log_artifact(path, folder=f"samples/{folder.name}")
         if not is_last or not config.sample.sync_clips:
             return {}
         measured = datamodule.heldout_samples(config.sample.sync_clips)
@@ -167,6 +172,13 @@ def _train(config: Config, run: Run, root: Path, started: float) -> Outcome:
     run.update(status="finished")
     metrics = summarise(heldout.history, samples.last, run)
     return Outcome(run, metrics)
+
+
+def quieten_lightning() -> None:
+    """Keep Lightning's advertisements and notes about its own parts, which are not used here, off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec, LeafSpec\)|does not have many workers|LeafSpec).*")
 
 
 def start_weights(module: AVModule, config: Config, run: Run) -> tuple[tuple[str, int], ...]:
