@@ -17,7 +17,6 @@ from pathlib import Path
 import xxhash
 
 from avlit.errors import UserError
-from avlit.errors import UserError
 from avlit.runs import sync_folder
 
 MANIFEST_NAME = "COMMIT.json"

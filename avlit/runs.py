@@ -15,8 +15,6 @@ from pathlib import Path
 
 from avlit.errors import UserError
 
-from avlit.errors import UserError
-
 RECORD_NAME = "run.json"
 STATUSES = ("running", "finished", "stopped", "failed")
 """stopped: ended early on request and can be resumed. A killed run stays `running`."""

@@ -1,0 +1,58 @@
+"""`just ui`: MLflow's page with all runs, on this machine only."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from avlit.errors import UserError
+from avlit.settings import nearest, read_words
+
+WORDS = ("port", "runs_dir", "tracking.uri")
+
+
+def main(words: Sequence[str]) -> int:
+    """`port=5000` (the next free one where it is taken), `tracking.uri=` (another store), `runs_dir=runs`.
+
+    Sends first what waits in the runs' spools, for example after a crash.
+    """
+    given = read_words(words)
+    for key in given:
+        if key not in WORDS:
+            raise UserError(f"{key}: no such word; did you mean {nearest(key, list(WORDS)) or ', '.join(WORDS)}?")
+    port_word = str(given.get("port", 5000))
+    if not port_word.isdecimal() or not 0 < int(port_word) < 65536:
+        raise UserError(f"port={port_word}: must be a number from 1 to 65535")
+
+    from avlit.tracking import replay_all, store_uri
+    from avlit.tracking.server import HOST, free_port, start_server, stop_server, wait_until_up
+
+    uri = given.get("tracking.uri")
+    store = store_uri(str(uri) if uri else None)
+    runs_dir = Path(str(given.get("runs_dir", "runs")))
+    is_file = store.startswith("sqlite:///")
+    for message in replay_all(runs_dir, store):
+        print(message, file=sys.stderr)
+    if not is_file:
+        print(f"The runs are on a server of their own: {store}")
+        return 0
+    path = Path(store.removeprefix("sqlite:///"))
+    if not path.exists():
+        raise UserError(f"{path}: no run has been tracked there yet; `just train recipe=…` makes one")
+    port = free_port(int(port_word))
+    with tempfile.TemporaryFile() as log:
+        server = start_server(store, port=port, log=log.fileno())
+        try:
+            if not wait_until_up(server, port):
+                log.seek(0)
+                raise UserError(
+                    f"MLflow's page did not start on {store}:\n{log.read()[-2000:].decode(errors='replace')}"
+                )
+            print(f"MLflow's page: http://{HOST}:{port}   (Ctrl-C ends it)", flush=True)
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            stop_server(server)

@@ -1,0 +1,126 @@
+"""The spool: what a run has to tell MLflow, as lines of JSON on the local disk, and how much of it has arrived.
+
+Training only appends here, which takes microseconds and cannot hang; `tracking` sends it on from another process.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from avlit.runs import Run, write_atomically
+
+POINTS, FILES, PROGRESS = "metrics.jsonl", "artifacts.jsonl", "drained.json"
+READ_BYTES = 4 << 20
+
+
+class SpoolWriter:
+    """Appends records to one file. A full disk costs records, counted in `lost`, never the run."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.lost = 0
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        # A process killed in the middle of a line left it without its end.
+        self._is_torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+
+    def append(self, record: dict[str, object]) -> None:
+        """One record, one line, one write."""
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        if self._is_torn:
+            line = b"\n" + line
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError:
+            self.lost += 1
+            return
+        self._is_torn = written < len(line)
+        self.lost += self._is_torn
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+@dataclass
+class Progress:
+    """drained.json: how far the spool has reached one store.
+
+    store, experiment, run: where it goes. sent: bytes of each spool file that have arrived.
+    marks: the highest step seen of each metric; floor: the marks when the last resume began, below which points are
+    repetitions. refused: records the store will never take. error: why the last attempt failed.
+    """
+
+    store: str = ""
+    experiment: str = ""
+    run: str = ""
+    sent: dict[str, int] = field(default_factory=lambda: {POINTS: 0, FILES: 0})
+    marks: dict[str, int] = field(default_factory=dict)
+    floor: dict[str, int] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    error: str = ""
+
+    def write(self, spool_dir: Path) -> None:
+        write_atomically(spool_dir / PROGRESS, json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, spool_dir: Path) -> "Progress":
+        """What is stored; nothing has arrived where there is no such file or it is damaged: sending twice is safe."""
+        try:
+            values = json.loads((spool_dir / PROGRESS).read_text(encoding="utf-8"))
+            return cls(**{item.name: values[item.name] for item in fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+
+def pending_bytes(run: Run) -> int:
+    """Bytes of a run's spool that have not arrived; a line without its end is none."""
+    total = 0
+    for name, sent in Progress.read(run.spool_dir).sent.items():
+        path = run.spool_dir / name
+        if path.exists() and path.stat().st_size > sent:
+            with open(path, "rb") as file:
+                file.seek(sent)
+                total += file.read().rfind(b"\n") + 1
+    return total
+
+
+def read_records(path: Path, offset: int) -> tuple[list[tuple[dict, str]], int]:
+    """Whole lines from `offset` on, as (record, "") or ({}, why it is none), and the offset after them."""
+    if not path.exists():
+        return [], offset
+    with open(path, "rb") as file:
+        file.seek(offset)
+        block = file.read(READ_BYTES)
+        while b"\n" not in block and (more := file.read(READ_BYTES)):
+            block += more
+    block = block[: block.rfind(b"\n") + 1]
+    records: list[tuple[dict, str]] = []
+    for line in block.splitlines():
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append((record, ""))
+        else:
+            records.append(({}, f"not a record: {line[:80]!r}"))
+    return records, offset + len(block)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds the lock file inside; the lock goes with the process, however it ends."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
