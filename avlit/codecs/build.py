@@ -1,0 +1,64 @@
+"""From the names in a config to codecs: the only place that knows which there are."""
+
+from pathlib import Path
+
+import torch
+
+from avlit.codecs import AudioCodec, TextEncoder, TrackEncoder, VideoCodec
+from avlit.codecs.embedded_audio import EmbeddedAudioCodec, EmbeddedTrackEncoder
+from avlit.codecs.embedded_text import EmbeddedTextEncoder
+from avlit.codecs.embedded_video import EmbeddedVideoCodec
+from avlit.codecs.pretrained import CogVideoXCodec, T5Encoder, Wav2Vec2Encoder
+
+VIDEO_CODECS = ("embedded", "cogvideox")
+TRACK_ENCODERS = ("embedded", "wav2vec2")
+TEXT_ENCODERS = ("embedded", "t5")
+AUDIO_CODECS = ("embedded",)
+
+
+def build_video_codec(
+    name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> VideoCodec:
+    """`embedded`, or `cogvideox` from a diffusers `folder` with `vae/`; device and dtype place its weights."""
+    if name == "embedded":
+        return EmbeddedVideoCodec()
+    if name == "cogvideox":
+        return CogVideoXCodec(_folder("video codec", name, folder), device=device, dtype=dtype)
+    raise _unknown("video codec", name, VIDEO_CODECS)
+
+
+def build_track_encoder(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> TrackEncoder:
+    """`embedded`, or `wav2vec2` from a transformers `folder` of a wav2vec2 base model."""
+    if name == "embedded":
+        return EmbeddedTrackEncoder()
+    if name == "wav2vec2":
+        return Wav2Vec2Encoder(_folder("track encoder", name, folder), device=device)
+    raise _unknown("track encoder", name, TRACK_ENCODERS)
+
+
+def build_text_encoder(
+    name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    """`embedded`, or `t5` from a diffusers `folder` with `text_encoder/` and `tokenizer/`."""
+    if name == "embedded":
+        return EmbeddedTextEncoder()
+    if name == "t5":
+        return T5Encoder(_folder("text encoder", name, folder), device=device, dtype=dtype)
+    raise _unknown("text encoder", name, TEXT_ENCODERS)
+
+
+def build_audio_codec(name: str) -> AudioCodec:
+    """`embedded`; the codecs of sound-generating recipes come with those recipes."""
+    if name == "embedded":
+        return EmbeddedAudioCodec()
+    raise _unknown("audio codec", name, AUDIO_CODECS)
+
+
+def _folder(kind: str, name: str, folder: Path | str | None) -> Path:
+    if folder is None or str(folder) == "":
+        raise ValueError(f"{kind} {name!r} needs a folder with its weights; `embedded` is the one that needs none")
+    return Path(folder)
+
+
+def _unknown(kind: str, name: str, allowed: tuple[str, ...]) -> ValueError:
+    return ValueError(f"{kind} {name!r}: there is no such; choose one of {', '.join(allowed)}")

@@ -1,0 +1,231 @@
+"""Released codecs and encoders from local folders: CogVideoX's VAE, T5 v1.1 and wav2vec2.
+
+BEATs, which MTV names for its effects track, is a gap: no library that this project uses carries the model, and its
+authors' code loads pickled weights only. MTV's released code encodes all three tracks with wav2vec2, and so does this.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import xxhash
+from safetensors import SafetensorError
+from torch import Tensor
+
+
+class CogVideoXCodec:
+    """diffusers' AutoencoderKLCogVideoX from `folder/vae`: 4x time, 8x space, 16 channels as released.
+
+    Encoding takes the mode of the latent distribution, not a sample: the same video gives the same shard, and the
+    posterior's spread is small beside its scale.
+    """
+
+    def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        source = _model_folder("CogVideoX codec", folder / "vae", "_class_name", ("AutoencoderKLCogVideoX",))
+
+        from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+
+        self._vae = _load("CogVideoX codec", AutoencoderKLCogVideoX, source, dtype).to(device)
+        self._vae.enable_slicing()  # one clip at a time: the memory of one, the same numbers
+        config = self._vae.config
+        self.channels: int = config.latent_channels
+        self.temporal_factor: int = config.temporal_compression_ratio
+        self.spatial_factor: int = 2 ** (len(config.block_out_channels) - 1)
+        self.scaling_factor: float = config.scaling_factor
+        self.identity = f"AutoencoderKLCogVideoX-{fingerprint(_model_files(source))}"
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """[B, 3, F, H, W] in [-1, 1], F = 4n + 1 -> latents [B, C, n + 1, H/8, W/8] times the VAE's scaling factor."""
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] % self.temporal_factor != 1:
+            raise ValueError(
+                f"video of shape {tuple(video.shape)}: CogVideoX's VAE reads [B, 3, F, H, W] of "
+                f"F = {self.temporal_factor}n + 1 frames"
+            )
+        moved = video.to(self._vae.device, self._vae.dtype)
+        latents = self._vae.encode(moved).latent_dist.mode() * self.scaling_factor
+        return latents.to(video.device, torch.float32)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, C, T, h, w] -> video [B, 3, 4(T - 1) + 1, 8h, 8w], clipped to [-1, 1]."""
+        if latents.ndim != 5 or latents.shape[1] != self.channels:
+            raise ValueError(f"latents of shape {tuple(latents.shape)}: this VAE decodes [B, {self.channels}, T, h, w]")
+        num_frames = self.temporal_factor * (latents.shape[2] - 1) + 1
+        if latents.shape[2] % 2 == 0:
+            # the decoder treats the first latent as a lone frame only in an odd number; being causal, it can be given
+            # one more at the end, whose frames are cut off again
+            latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
+        moved = latents.to(self._vae.device, self._vae.dtype) / self.scaling_factor
+        video = self._vae.decode(moved).sample[:, :, :num_frames]
+        return video.to(latents.device, torch.float32).clamp(-1.0, 1.0)
+
+
+class T5Encoder:
+    """transformers' T5EncoderModel from `folder/text_encoder` and `folder/tokenizer`, as CogVideoX uses T5 v1.1-xxl.
+
+    The prompt is padded to `max_tokens` and encoded without an attention mask, which is what the released backbones
+    were trained on; longer prompts are cut. `trim` drops the padding's features afterwards (shards are 5 to 10 times
+    smaller); without it the features are those of diffusers' pipeline, padding included.
+    """
+
+    max_tokens = 226
+
+    def __init__(
+        self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool = True
+    ) -> None:
+        source = _model_folder("T5 text encoder", folder / "text_encoder", "architectures", ("T5EncoderModel",))
+        words = folder / "tokenizer"
+        tokenizer_files = sorted(path for path in words.glob("*") if path.is_file())
+        if not tokenizer_files:
+            raise ValueError(f"T5 text encoder: {words} is missing or empty; expected T5's tokenizer (spiece.model)")
+
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        self._tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+        self._model = _load("T5 text encoder", T5EncoderModel, source, dtype).to(device).eval()
+        if len(self._tokenizer) > self._model.config.vocab_size:
+            raise ValueError(
+                f"T5 text encoder: the tokenizer in {words} has {len(self._tokenizer)} tokens, the model in {source} "
+                f"knows {self._model.config.vocab_size}; expected the two of one release"
+            )
+        self.dim: int = self._model.config.d_model
+        self._trim = trim
+        length = f"{self.max_tokens}{'-trimmed' if trim else '-padded'}"
+        self.identity = f"T5EncoderModel-{length}-{fingerprint([*_model_files(source), *tokenizer_files])}"
+
+    @torch.no_grad()
+    def encode(self, text: str) -> Tensor:
+        """A prompt -> [L, D] on the CPU; L counts the end-of-text token, so the empty prompt has L = 1."""
+        tokens = self._tokenizer(
+            text, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+        )
+        features = self._model(tokens.input_ids.to(self._model.device)).last_hidden_state[0]  # [226, D]
+        count = int(tokens.attention_mask.sum()) if self._trim else self.max_tokens
+        return features[:count].float().cpu()
+
+
+class Wav2Vec2Encoder:
+    """transformers' Wav2Vec2Model: every hidden layer, computed at the video's frame rate (MTV, audio_processor.py).
+
+    The convolutions' features (50 a second) are interpolated to the number of video frames before the transformer
+    reads them, so its layers attend over video frames; resampling its output instead gives other features.
+    """
+
+    rate_hz = 16000
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        released = ("Wav2Vec2Model", "Wav2Vec2ForCTC", "Wav2Vec2ForPreTraining")
+        source = _model_folder("wav2vec2 encoder", folder, "architectures", released)
+        self._normalise = _reads_normalised(source, self.rate_hz)
+
+        from transformers import Wav2Vec2Model
+
+        # never used outside of training, and left out of some releases
+        self._model = _load(
+            "wav2vec2 encoder", Wav2Vec2Model, source, torch.float32, may_lack=("masked_spec_embed",)
+        ).to(device).eval()  # fmt: skip
+        self.layers: int = self._model.config.num_hidden_layers
+        self.dim: int = self._model.config.hidden_size
+        self._shortest = 1  # samples that give one feature of the convolutions
+        for kernel, stride in reversed(
+            list(zip(self._model.config.conv_kernel, self._model.config.conv_stride, strict=True))
+        ):
+            self._shortest = (self._shortest - 1) * stride + kernel
+        self.identity = f"Wav2Vec2Model-{fingerprint(_model_files(source))}"
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor, *, num_frames: int) -> Tensor:
+        """[N] mono in [-1, 1] at 16 kHz, covering the clip -> [F, K, D], layer k in [:, k]; silence is all zeros in."""
+        if waveform.ndim != 1 or waveform.numel() < self._shortest:
+            raise ValueError(
+                f"a track of shape {tuple(waveform.shape)}: wav2vec2 reads mono samples [N], N >= {self._shortest}"
+            )
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames}: a clip has at least one frame")
+        samples = waveform.to(self._model.device, torch.float32)
+        if self._normalise:  # as transformers' Wav2Vec2FeatureExtractor
+            samples = (samples - samples.mean()) / torch.sqrt(samples.var(correction=0) + 1e-7)
+        features = self._model.feature_extractor(samples[None])  # [1, D', M]
+        features = F.interpolate(features, size=num_frames, mode="linear", align_corners=True).transpose(1, 2)
+        hidden, _ = self._model.feature_projection(features)  # [1, F, D]
+        layers: list[Tensor] = []
+        hooks = [layer.register_forward_hook(lambda *call: layers.append(call[2])) for layer in
+                 self._model.encoder.layers[:-1]]  # fmt: skip
+        try:
+            last = self._model.encoder(hidden).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([*layers, last]).transpose(0, 1).to(waveform.device)  # [F, K, D]
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Names, sizes and contents of files as one xxh3 of 128 bits; the folder's place does not count."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        with path.open("rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _model_files(source: Path) -> list[Path]:
+    return [source / "config.json", *sorted(source.glob("*.safetensors"))]
+
+
+def _model_folder(key: str, source: Path, field: str, expected: tuple[str, ...]) -> Path:
+    """`source`, after checking that its config.json names an expected class and that it has safetensors weights."""
+    wanted = f"expected a folder of {' or '.join(expected)} with config.json and .safetensors weights"
+    if not source.is_dir():
+        raise ValueError(f"{key}: there is no folder {source}; {wanted}")
+    try:
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{key}: {source} has no config.json; {wanted}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{key}: {source / 'config.json'} is not JSON ({error}); {wanted}") from error
+    config = config if isinstance(config, dict) else {}
+    found = config.get(field)
+    if not any(name in expected for name in (found if isinstance(found, list) else [found])):
+        other = found or config.get("_class_name") or config.get("architectures") or "a config that names no class"
+        raise ValueError(f"{key}: {source} holds {other}; {wanted}")
+    if not list(source.glob("*.safetensors")):
+        others = sorted(path.name for path in source.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+        held = f" (only {', '.join(others)}; pickled weights are not opened)" if others else ""
+        raise ValueError(f"{key}: {source} has no .safetensors weights{held}; {wanted}")
+    return source
+
+
+def _load(key: str, model_class: Any, source: Path, dtype: torch.dtype, may_lack: tuple[str, ...] = ()) -> Any:
+    """The model with every one of its weights from the folder, frozen; weights of other heads there are not its own."""
+    try:
+        model, report = model_class.from_pretrained(
+            source, use_safetensors=True, local_files_only=True, output_loading_info=True, torch_dtype=dtype
+        )
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{key}: the weights in {source} cannot be read as {model_class.__name__}: {error}") from error
+    missing = sorted(name for name in report["missing_keys"] if name not in may_lack)
+    if missing or report["mismatched_keys"]:
+        raise ValueError(
+            f"{key}: the weights in {source} are not all of a {model_class.__name__}: {len(missing)} missing "
+            f"({', '.join(missing[:3])}), {len(report['mismatched_keys'])} of other shapes"
+        )
+    return model.requires_grad_(False).eval()
+
+
+def _reads_normalised(source: Path, rate_hz: int) -> bool:
+    """Whether preprocessor_config.json asks for zero mean and unit variance, the default; its rate must be ours."""
+    path = source / "preprocessor_config.json"
+    if not path.is_file():
+        return True
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("sampling_rate", rate_hz) != rate_hz:
+        raise ValueError(
+            f"wav2vec2 encoder: {path} wants sampling_rate={settings['sampling_rate']}; tracks are sent at {rate_hz}"
+        )
+    return bool(settings.get("do_normalize", True))
