@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from avlit.batch import AVBatch
+from avlit.errors import UserError
 from data.order import Order, SampleRef, ShardRange, Source, check_batch_size, clips_of_device
 from data.sample import TRACKS, DamagedSample, EncodedSample
 from data.shards import ShardError, ShardSet
@@ -94,7 +95,7 @@ def training_sources(shards: ShardSet, subsets: Sequence[tuple[str, float]]) -> 
     """The subsets with their training shards; ValueError names a subset that the shards do not have."""
     for name, _ in subsets:
         if name not in shards.subsets:
-            raise ValueError(f"data.subsets.{name}: the shards hold {', '.join(shards.subsets) or 'nothing'}")
+            raise UserError(f"data.subsets.{name}: the shards hold {', '.join(shards.subsets) or 'nothing'}")
     ranges: dict[str, list[ShardRange]] = {name: [] for name, _ in subsets}
     for number, shard in shards.select("train"):
         if shard.subset in ranges:
@@ -112,7 +113,7 @@ def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ..
     for row, sample in zip(text, samples, strict=True):
         tokens, width = sample.text.shape
         if tokens > text_tokens or width != row.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"sample {sample.key}: its text is [{tokens}, {width}], the batch's [{text_tokens}, {row.shape[1]}]; "
                 "the shards were made with another text encoder or length than this run's"
             )
@@ -145,7 +146,7 @@ def _stack(samples: Sequence[EncodedSample], arrays: Sequence[np.ndarray], name:
     out = torch.empty(len(arrays), *arrays[0].shape)
     for row, array, sample in zip(out, arrays, samples, strict=True):
         if array.shape != row.shape:
-            raise ValueError(
+            raise UserError(
                 f"sample {sample.key}: {name} is {list(array.shape)}, that of {samples[0].key} {list(row.shape)}; "
                 "clips of one bucket must be encoded alike"
             )

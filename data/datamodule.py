@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from avlit.batch import AVBatch
+from avlit.errors import UserError
 from data.batches import BatchReader, ReaderSettings, collate
 from data.loader import TrainLoader
 from data.order import Mix
@@ -72,9 +73,9 @@ class AVDataModule(LightningDataModule):
             ("start_step", start_step, 0),
         ):
             if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
+                raise UserError(f"{name}={value}: must be at least {least}")
         if not 0 <= max_bad < 1:
-            raise ValueError(f"data.max_bad={max_bad}: a share of the samples, from 0 to below 1")
+            raise UserError(f"data.max_bad={max_bad}: a share of the samples, from 0 to below 1")
         self._roots = [roots] if isinstance(roots, str | Path) else list(roots)
         self._expect, self._subsets = dict(expect or {}), subsets
         self._batch_size, self._text_tokens, self._seed = batch_size, text_tokens, seed

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avlit.errors import UserError
 from data.clip import SUBSETS
 from data.corpus import CorpusSettings, make_clip
 from data.corpus import identity as corpus_identity
@@ -48,7 +49,7 @@ class EmbeddedSet:
     def __post_init__(self) -> None:
         for key, value in (("data.num_clips", self.num_clips), ("data.heldout_clips", self.heldout_clips)):
             if not 1 <= value <= HELDOUT_START:
-                raise ValueError(f"{key}={value}: the embedded corpus holds 1 to {HELDOUT_START} clips of each subset")
+                raise UserError(f"{key}={value}: the embedded corpus holds 1 to {HELDOUT_START} clips of each subset")
 
     @property
     def name(self) -> str:
@@ -103,7 +104,7 @@ def ensure_embedded(
     """
     for subset in subsets:
         if subset not in SUBSETS:
-            raise ValueError(f"data.subsets.{subset}: the embedded corpus has {', '.join(SUBSETS)}")
+            raise UserError(f"data.subsets.{subset}: the embedded corpus has {', '.join(SUBSETS)}")
     embedded = EmbeddedSet(settings, num_clips, heldout_clips, seed)
     root = Path(cache_dir).resolve() / embedded.name
     root.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from avlit.errors import UserError
+
 _CACHED = 8
 _Key = TypeVar("_Key", bound=Hashable)
 _Value = TypeVar("_Value")
@@ -96,12 +98,12 @@ class Order:
     ) -> None:
         for source in sources:
             if not (source.weight >= 0 and math.isfinite(source.weight)):
-                raise ValueError(f"data.subsets.{source.name}={source.weight}: a weight is a number of 0 or more")
+                raise UserError(f"data.subsets.{source.name}={source.weight}: a weight is a number of 0 or more")
             if source.weight and not any(shard.samples for shard in source.shards):
-                raise ValueError(f"data.subsets.{source.name}={source.weight}: no training clips of it in the shards")
+                raise UserError(f"data.subsets.{source.name}={source.weight}: no training clips of it in the shards")
         sources = [source for source in sources if source.weight > 0]
         if not sources:
-            raise ValueError("data.subsets: every weight is 0; give at least one subset a weight above 0")
+            raise UserError("data.subsets: every weight is 0; give at least one subset a weight above 0")
         buckets = tuple(dict.fromkeys(shard.bucket for source in sources for shard in source.shards))
         self.batch_sizes = _batch_sizes(batch_size, buckets)
         self._seed = seed
@@ -175,7 +177,7 @@ def check_batch_size(batch_sizes: Mapping[str, int], *, devices: int, accumulate
         if size % parts:
             below, above = size // parts * parts, -(-size // parts) * parts
             near = f"{below} or {above}" if below else f"{above}"
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={size} (clips of {bucket} in an optimizer step) does not divide among "
                 f"train.devices={devices} x train.accumulate={accumulate} = {parts} parts; the nearest sizes are {near}"
             )
@@ -222,12 +224,12 @@ def _batch_sizes(batch_size: int | Mapping[str, int], buckets: Sequence[str]) ->
     sizes = dict.fromkeys(buckets, batch_size) if isinstance(batch_size, int) else dict(batch_size)
     for bucket in buckets:
         if bucket not in sizes:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size: the shards hold clips of {bucket} and no batch size is given for them; "
                 f"add data.batch_size.{bucket}, or give one number for all"
             )
         if sizes[bucket] < 1:
-            raise ValueError(f"data.batch_size={sizes[bucket]}: must be at least 1")
+            raise UserError(f"data.batch_size={sizes[bucket]}: must be at least 1")
     return {bucket: sizes[bucket] for bucket in buckets}
 
 

@@ -6,10 +6,9 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avlit.config import Config, recipe_module
+from avlit.config import Config, ConfigError, recipe_module
 
 if TYPE_CHECKING:  # printing a config or starting the corpus writer must not wait for torch
-    from avlit.codecs import VideoCodec
     from avlit.module import AVModule
     from data.datamodule import AVDataModule
     from data.encode import Encoders
@@ -48,11 +47,18 @@ def build_encoders(config: Config) -> Encoders:
 def build_datamodule(config: Config, root: Path, encoders: Encoders, *, start_step: int = 0) -> AVDataModule:
     """The data module over `root`, which must have been made with `encoders`."""
     from data.datamodule import AVDataModule
+    from data.shards import ShardSet
 
     data = config.data
+    batch_size: int | dict[str, int] = data.batch_size
+    if data.buckets:  # shapes that are not named take the common size
+        shapes = {shard.shape for shard in ShardSet.open(root).shards}
+        if unknown := data.buckets.keys() - shapes:
+            raise ConfigError(f"data.buckets.{min(unknown)}: the shards hold clips of {', '.join(sorted(shapes))}")
+        batch_size = {shape: data.buckets.get(shape, data.batch_size) for shape in shapes}
     return AVDataModule(
         root,
-        batch_size=data.buckets or data.batch_size,
+        batch_size=batch_size,
         text_tokens=encoders.text.max_tokens,
         seed=config.seed,
         subsets=data.subsets or None,

@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, Wan
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from avlit.errors import UserError
 from avlit.models.mst_controlnet import MSTControlNet
 
 FILE_NAME = "diffusion_pytorch_model.safetensors"
@@ -68,7 +69,7 @@ def load_backbone(model: MSTControlNet, folder: str | Path) -> WeightsReport:
 
     missing = sorted(targets.keys() - files.keys())
     if missing:
-        raise ValueError(
+        raise UserError(
             f"model.weights={folder}: {len(missing)} of the backbone's {len(targets)} tensors are not in the folder, "
             f"e.g. {missing[0]}; download it again"
         )
@@ -95,7 +96,7 @@ def _transformer_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "transformer"):
         if (candidate / "config.json").is_file():
             return candidate
-    raise ValueError(
+    raise UserError(
         f"model.weights={folder}: no config.json there or in its transformer/ subfolder; "
         "give the folder of a released model in the diffusers layout"
     )
@@ -105,9 +106,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"model.weights={folder}: {name} is not readable: {error}; download it again") from error
+        raise UserError(f"model.weights={folder}: {name} is not readable: {error}; download it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"model.weights={folder}: {name} is not readable: not a mapping; download it again")
+        raise UserError(f"model.weights={folder}: {name} is not readable: not a mapping; download it again")
     return content
 
 
@@ -115,7 +116,7 @@ def _check_config(backbone: Any, folder: Path) -> None:
     found = _read_json(folder, "config.json")
     expected_class = type(backbone).__name__
     if found.get("_class_name") != expected_class:
-        raise ValueError(
+        raise UserError(
             f"model.weights={folder}: expected a {expected_class}, found {found.get('_class_name')!r}; "
             "give this model's transformer or set model.variant to match"
         )
@@ -128,7 +129,7 @@ def _check_config(backbone: Any, folder: Path) -> None:
         if expected != value:
             wrong.append(f"{key}: expected {expected}, found {value}")
     if wrong:
-        raise ValueError(f"model.weights={folder}: another model's weights ({'; '.join(wrong)})")
+        raise UserError(f"model.weights={folder}: another model's weights ({'; '.join(wrong)})")
 
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:
@@ -137,12 +138,12 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     if index.is_file():
         places = _read_json(folder, index.name).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-            raise ValueError(f"model.weights={folder}: {index.name} is not readable: no weight_map; download it again")
+            raise UserError(f"model.weights={folder}: {index.name} is not readable: no weight_map; download it again")
         for name in sorted(set(places.values())):
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise ValueError(f"model.weights={folder}: {index.name} names {name!r}, not a safetensors file there")
+                raise UserError(f"model.weights={folder}: {index.name} names {name!r}, not a safetensors file there")
             if not (folder / name).is_file():
-                raise ValueError(f"model.weights={folder}: {name} of {index.name} is missing; download it again")
+                raise UserError(f"model.weights={folder}: {name} of {index.name} is missing; download it again")
         return {tensor: folder / name for tensor, name in places.items()}
     single = folder / FILE_NAME
     if single.is_file():
@@ -152,14 +153,14 @@ def _files_of_tensors(folder: Path) -> dict[str, Path]:
     reason = (
         f"only pickled weights ({', '.join(pickled)}), which can run code and are not read" if pickled else "no weights"
     )
-    raise ValueError(f"model.weights={folder}: {reason}; expected {FILE_NAME}, single or sharded")
+    raise UserError(f"model.weights={folder}: {reason}; expected {FILE_NAME}, single or sharded")
 
 
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"model.weights={path.parent}: {path.name} is damaged: {error}; download it again") from error
+        raise UserError(f"model.weights={path.parent}: {path.name} is damaged: {error}; download it again") from error
 
 
 def _check_shapes(path: Path, names: list[str], targets: dict[str, Tensor]) -> None:
@@ -167,10 +168,10 @@ def _check_shapes(path: Path, names: list[str], targets: dict[str, Tensor]) -> N
         held = set(file.keys())
         for name in names:
             if name not in held:
-                raise ValueError(f"model.weights={path.parent}: {path.name} lacks {name}, which the index places there")
+                raise UserError(f"model.weights={path.parent}: {path.name} lacks {name}, which the index places there")
             shape = tuple(file.get_slice(name).get_shape())
             if shape != tuple(targets[name].shape):
-                raise ValueError(
+                raise UserError(
                     f"model.weights={path.parent}: {name} is {shape}, expected {tuple(targets[name].shape)}"
                 )
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from avlit.batch import AVBatch
+from avlit.codecs.pretrained import fingerprint
 from avlit.models.mst_controlnet import MSTControlNet, build_mst_controlnet, mtv_trainable
 from avlit.models.pretrained import load_backbone
 from avlit.module import AVModule
@@ -49,7 +51,7 @@ class MTV(AVModule):
     def load_released(self, folder: str) -> str:
         """Read CogVideoX's (or Wan's) transformer from a released diffusers folder."""
         report = load_backbone(self.model, folder)
-        self.base_model = str(folder)
+        self.base_model = fingerprint(Path(report.folder).glob("*.safetensors"))
         return str(report)
 
     @property
