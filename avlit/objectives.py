@@ -1,4 +1,4 @@
-"""What a model is asked to predict and how far off it is: pure functions from latents and noise to per-sample losses."""
+"""What a model is asked to predict, and how far off it is: pure functions from latents to per-sample losses."""
 
 from dataclasses import dataclass, field
 
@@ -69,6 +69,34 @@ def velocity(clean: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """
     a = per_sample(alpha_bar, clean)
     return a.sqrt() * noise - (1 - a).sqrt() * clean
+
+
+def flow_diffuse(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_s = (1 - s) x_0 + s eps, with s = sigma [B] in [0, 1]: flow matching as Wan, LTX-2 and Hunyuan train it."""
+    s = per_sample(sigma, clean)
+    return (1 - s) * clean + s * noise
+
+
+def flow_velocity(clean: Tensor, noise: Tensor) -> Tensor:
+    """The flow's target: eps - x_0."""
+    return noise - clean
+
+
+def shift_sigma(uniform: Tensor, shift: float) -> Tensor:
+    """Noise levels [B] from uniform numbers in [0, 1): s u / (1 + (s - 1) u); a shift above 1 prefers high noise."""
+    return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def wan_scheduler_config(*, shift: float) -> dict[str, object]:
+    """The released UniPC settings of Wan, as diffusers' schedulers take them."""
+    return {
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": shift,
+        "shift": shift,  # the name in flow-matching Euler and Heun
+        "solver_order": 2,
+    }
 
 
 def mean_squared_error(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:

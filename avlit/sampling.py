@@ -1,5 +1,6 @@
 """From noise to latents: diffusers' schedulers by name, and guidance."""
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +21,8 @@ def build_scheduler(name: str, settings: dict[str, object], *, steps: int, devic
     if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
         known = sorted(n for n in diffusers.__all__ if n.endswith("Scheduler")) if hasattr(diffusers, "__all__") else []
         raise SchedulerError(f"sample.scheduler={name}: no scheduler of diffusers; for example {', '.join(known[:8])}")
-    scheduler = cls.from_config(settings)
+    known = inspect.signature(cls.__init__).parameters
+    scheduler = cls(**{key: value for key, value in settings.items() if key in known})
     scheduler.set_timesteps(steps, device=device)
     return scheduler
 

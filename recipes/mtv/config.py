@@ -76,4 +76,18 @@ class MTVConfig(Config):
     sample: SampleConfig = field(default_factory=_sample)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
-    snr_shift: float = setting(1.0, "shift of the noise schedule: 1 is CogVideoX-5B, 3 CogVideoX-2B", above=0)
+    flow_shift: float = setting(
+        5.0, "shift of Wan's noise levels (chosen: Wan's own)", above=0, only_with=("model.variant", "wan")
+    )
+    snr_shift: float = setting(
+        1.0, "shift of CogVideoX's noise schedule: 1 is 5B, 3 is 2B", above=0, not_with=("model.variant", "wan")
+    )
+
+    def check(self) -> None:
+        """Raise ValueError where the sampler does not fit what the backbone predicts."""
+        super().check()
+        if self.model.variant == "wan" and self.sample.scheduler.startswith(("CogVideoX", "DDIM", "DDPM")):
+            raise ValueError(
+                f"sample.scheduler={self.sample.scheduler}: model.variant=wan predicts the velocity of a flow; "
+                "use sample.scheduler=UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler"
+            )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,12 @@ from avlit.objectives import (
     cogvideox_alphas_cumprod,
     cogvideox_scheduler_config,
     diffuse,
+    flow_diffuse,
+    flow_velocity,
     mean_squared_error,
+    shift_sigma,
     velocity,
+    wan_scheduler_config,
 )
 from avlit.randomness import Draws, numpy_generator
 from avlit.sampling import build_scheduler, guide, run_scheduler
@@ -67,20 +72,31 @@ class MTV(AVModule):
         """Noise the clip, predict v from text and the three tracks, compare (MTV, Eq. 1 with the code's v target)."""
         clean = batch.video_latents  # [B, C, T, h, w]
         batch = self._drop_conditions(batch, draws)
-        timestep = torch.from_numpy((draws.times() * len(self.alphas_cumprod)).astype("int64")).to(clean.device)  # [B]
         noise = draws.normal("noise", clean)
-        alpha_bar = self.alphas_cumprod[timestep]
-        noisy, target = diffuse(clean, noise, alpha_bar), velocity(clean, noise, alpha_bar)
+        noisy, target, timestep = self.noised(clean, noise, draws.times())
         given = keyframe_mask(draws, latent_frames=clean.shape[2], probabilities=self.config.keyframes)
         keyframes, mask = None, None
         if given is not None:
             keyframes = torch.from_numpy(given).to(clean.device)  # [B, T]
             frames = keyframes[:, None, :, None, None]  # [B, 1, T, 1, 1]
-            least_noisy = diffuse(clean, noise, self.alphas_cumprod[:1].expand(len(batch)))
+            least_noisy, _, _ = self.noised(clean, noise, np.zeros(len(batch)))  # t = 0
             noisy, mask = torch.where(frames, least_noisy, noisy), ~frames
         pred = self._predict(batch, noisy, timestep, keyframes)
         loss = mean_squared_error(pred, target, mask=mask)  # [B]; given frames are not supervised
-        return Losses(parts={"video": loss}, noise_level=timestep / len(self.alphas_cumprod))
+        return Losses(parts={"video": loss}, noise_level=timestep / 1000)
+
+    def noised(self, clean: Tensor, noise: Tensor, times: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents, the target, and the timestep [B] from 0 to 1000, for `times` [B] in [0, 1).
+
+        CogVideoX predicts v at one of 1000 noise levels; Wan the flow's velocity, its levels shifted to high noise.
+        """
+        uniform = torch.from_numpy(times).to(clean.device, clean.dtype)
+        if self.config.model.variant == "wan":
+            sigma = shift_sigma(uniform, self.config.flow_shift)
+            return flow_diffuse(clean, noise, sigma), flow_velocity(clean, noise), 1000 * sigma
+        timestep = (uniform * len(self.alphas_cumprod)).long()
+        alpha_bar = self.alphas_cumprod[timestep]
+        return diffuse(clean, noise, alpha_bar), velocity(clean, noise, alpha_bar), timestep
 
     def _drop_conditions(self, batch: AVBatch, draws: Draws) -> AVBatch:
         """Replace the text, or all tracks together, by zeros for some clips: what guidance contrasts with."""
@@ -99,6 +115,13 @@ class MTV(AVModule):
             speech_second=batch.speech_second if any(batch.has_second) else None,
             keyframe_mask=keyframes,
         )
+
+    @property
+    def scheduler_settings(self) -> dict[str, object]:
+        """What the backbone's released scheduler was configured with."""
+        if self.config.model.variant == "wan":
+            return wan_scheduler_config(shift=self.config.flow_shift)
+        return cogvideox_scheduler_config(snr_shift=self.config.snr_shift)
 
     @torch.no_grad()
     def sample(
@@ -119,9 +142,7 @@ class MTV(AVModule):
         given = batch.video_latents
         rows = [numpy_generator(seed, "sample").standard_normal(given.shape[1:], dtype="float32") for seed in seeds]
         noise = torch.stack([torch.from_numpy(row) for row in rows]).to(given.device)
-        sampler = build_scheduler(
-            scheduler, cogvideox_scheduler_config(snr_shift=self.config.snr_shift), steps=steps, device=given.device
-        )
+        sampler = build_scheduler(scheduler, self.scheduler_settings, steps=steps, device=given.device)
         nothing = torch.zeros(len(batch), dtype=torch.bool)
         without = mute(batch, keep_text=nothing, keep_tracks=nothing)
         frames = None if keyframes is None else keyframes[:, None, :, None, None]  # [B, 1, T, 1, 1]
