@@ -294,7 +294,7 @@ def read_words(words: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or not key or not key.replace(".", "").replace("_", "").replace("-", "").isalnum():
+        if not equals or not key.replace(".", "").replace("_", "").isalnum():
             hint = f"; did you mean {key.lstrip('-')}=VALUE?" if key.startswith("-") else ""
             raise ConfigError(f"{word!r}: every word must be key=value, for example train.steps=500{hint}")
         if key in found:

@@ -1,0 +1,55 @@
+"""The command line: `python -m avlit COMMAND key=value …`; each command is imported only when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from avlit.errors import UserError
+from avlit.settings import nearest
+
+COMMANDS = {
+    "train": "train a recipe: recipe=mtv_stage3 [size=tiny|paper] [init=RUN_OR_FOLDER] [KEY=VALUE …]",
+    "curriculum": "train all stages of a paper, each from the last one's weights: recipe=mtv [KEY=VALUE …]",
+    "sample": "write an MP4 with sound from a run: run=last",
+    "prepare": "raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER",
+    "recipes": "list the recipes, one line each",
+    "config": "print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]",
+    "ui": "show the runs in MLflow's page, on this machine only",
+}
+"""Name -> one line; kept here, so that help imports no command."""
+
+USER_MISTAKE, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; a user's mistake is printed as one message, everything else keeps its traceback."""
+    name, words = (arguments[0], list(arguments[1:])) if arguments else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        near = nearest(name, list(COMMANDS))
+        print(f"{name}: no such command{f'; did you mean {near}?' if near else ''}\n\n{usage()}", file=sys.stderr)
+        return USER_MISTAKE
+    if "-h" in words or "--help" in words:
+        print(f"just {name}: {COMMANDS[name]}")
+        return 0
+    try:
+        return importlib.import_module(f"avlit.commands.{name}").main(words)
+    except UserError as error:
+        print(f"just {name}: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        print(f"just {name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def usage() -> str:
+    """All commands, one line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()]
+    return "\n".join(["Usage: just COMMAND KEY=VALUE …   (or python -m avlit COMMAND KEY=VALUE …)", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
