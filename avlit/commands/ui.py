@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ def main(words: Sequence[str]) -> int:
     if not path.exists():
         raise UserError(f"{path}: no run has been tracked there yet; `just train recipe=…` makes one")
     port = free_port(int(port_word))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without ending the server
     with tempfile.TemporaryFile() as log:
         server = start_server(store, port=port, log=log.fileno())
         try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 LOCK = "sender.lock"
-INTERVAL_S, SLOWEST_S, CLOSING_S = 1.0, 30.0, 0.5
+INTERVAL_S, SLOWEST_S, CLOSING_S = 1.0, 5.0, 0.5
 PATIENCE = 3
 """Failures in a row after which a sender whose training has ended leaves the rest to a replay."""
 # A request that hangs must not hold up the end of a run; MLflow's own are 120 s and 7 retries.
