@@ -1,0 +1,90 @@
+# Every command makes the environment itself when it is missing or out of date. Words after a command are key=value.
+set positional-arguments
+
+# Python reads an empty value as unset; without bytecode, imports take three times as long.
+export PYTHONDONTWRITEBYTECODE := ""
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := "1"
+
+python := ".venv/bin/python"
+
+[private]
+default:
+    @"{{just_executable()}}" --justfile "{{justfile()}}" --list --unsorted
+
+# train a recipe: recipe=mtv_stage3 [size=tiny|paper] [init=RUN_OR_FOLDER] [KEY=VALUE …]
+[no-exit-message]
+train *words: setup
+    @{{python}} -m avlit train "$@"
+
+# train all stages of a paper, each from the last one's weights: recipe=mtv [KEY=VALUE …]
+[no-exit-message]
+curriculum *words: setup
+    @{{python}} -m avlit curriculum "$@"
+
+# write an MP4 with sound from a run: run=last
+[no-exit-message]
+sample *words: setup
+    @{{python}} -m avlit sample "$@"
+
+# raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER
+[no-exit-message]
+prepare *words: setup
+    @{{python}} -m avlit prepare "$@"
+
+# list the recipes, one line each
+[no-exit-message]
+recipes *words: setup
+    @{{python}} -m avlit recipes "$@"
+
+# print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]
+[no-exit-message]
+config *words: setup
+    @{{python}} -m avlit config "$@"
+
+# show the runs in MLflow's page, on this machine only
+[no-exit-message]
+ui *words: setup
+    @{{python}} -m avlit ui "$@"
+
+# run the tests; further words go to pytest
+[no-exit-message]
+test *words: setup
+    @{{python}} -m pytest -q "$@"
+
+# lint, formatting and types
+[no-exit-message]
+lint: setup
+    @{{python}} -m ruff check .
+    @{{python}} -m ruff format --check .
+    @{{python}} -m pyright
+
+# lint, types and tests, as CI runs them
+check: lint test
+
+# measure speed
+[no-exit-message]
+bench *words: setup
+    @{{python}} -m benchmarks "$@"
+
+# make the environment in .venv, or bring it up to date
+setup:
+    @cat pyproject.toml constraints.txt | cmp -s - .venv/setup.stamp || "{{just_executable()}}" --justfile "{{justfile()}}" _install
+
+_install:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then
+        uv=(uv)
+    else
+        # The folder of pip's scripts may not be on PATH; the module always is.
+        python3 -m uv --version >/dev/null 2>&1 || python3 -m pip install --quiet uv
+        uv=(python3 -m uv)
+    fi
+    rm -f .venv/setup.stamp
+    [ -x {{python}} ] || "${uv[@]}" venv --quiet .venv --python 3.11
+    echo "Installing the locked packages into .venv: a minute or two, once."
+    export UV_COMPILE_BYTECODE=1
+    "${uv[@]}" pip install --quiet --python {{python}} --require-hashes -r constraints.txt
+    # Built with the locked setuptools, so that nothing unlocked is fetched.
+    "${uv[@]}" pip install --quiet --python {{python}} --no-deps --no-build-isolation --editable .
+    cat pyproject.toml constraints.txt > .venv/setup.stamp
