@@ -21,8 +21,8 @@ class AVBatch:
     video_latents [B, C, T, h, w], normalised as the backbone expects.
     text [B, L, D] zero-padded; text_lengths [B] tokens before the padding.
     speech, effects, music [B, F, K, D]: track features at the video's frame rate.
-    speech_second [B, F, K, D]: the second speaker's track (zeros without one); has_second: which clips have one (on the host,
-    so that a batch without any costs nothing and no synchronisation).
+    speech_second [B, F, K, D]: the second speaker's track (zeros without one); has_second: which clips have one
+    (on the host, so that a batch without any costs nothing and no synchronisation).
     """
 
     keys: tuple[str, ...]

@@ -55,6 +55,9 @@ class AVModule(pl.LightningModule):
     start_step: optimizer steps done before this process (a resumed run); every count of steps includes it.
     """
 
+    skipped: Tensor
+    skipped_in_a_row: Tensor
+
     def __init__(self, model: nn.Module, *, optimizer: OptimizerConfig, steps: int, seed: int, start_step: int = 0):
         super().__init__()
         self.model = model
@@ -136,7 +139,7 @@ class AVModule(pl.LightningModule):
             dist.all_reduce(skip, dist.ReduceOp.MAX)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norm, foreach=True)
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        optimizer.found_inf = skip
+        optimizer.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue] what torch's own GradScaler sets
         self.grad_norm = norm
         self.skipped += skip
         self.skipped_in_a_row.add_(1).mul_(skip)

@@ -2,27 +2,31 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from avlit.errors import UserError
+from avlit.settings import nearest
 
 
 class SchedulerError(UserError):
-    """An unknown scheduler name; the message lists those there are."""
+    """An unknown scheduler name; the message has the nearest one."""
 
 
 def build_scheduler(name: str, settings: dict[str, object], *, steps: int, device: torch.device | str = "cpu"):
     """The diffusers scheduler class `name` with `settings` (those that the class knows), set to `steps` steps."""
     import diffusers
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-    cls = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
-        known = sorted(n for n in diffusers.__all__ if n.endswith("Scheduler")) if hasattr(diffusers, "__all__") else []
-        raise SchedulerError(f"sample.scheduler={name}: no scheduler of diffusers; for example {', '.join(known[:8])}")
+    known_names = [known for known in dir(diffusers) if known.endswith("Scheduler")]
+    cls: Any = getattr(diffusers, name) if name in known_names else None
+    if not isinstance(cls, type) or not issubclass(cls, SchedulerMixin):
+        near = nearest(name, known_names) or "CogVideoXDPMScheduler"
+        raise SchedulerError(f"sample.scheduler={name}: no scheduler of diffusers has this name; did you mean {near}?")
     known = inspect.signature(cls.__init__).parameters
-    scheduler = cls(**{key: value for key, value in settings.items() if key in known})
+    scheduler: Any = cls(**{key: value for key, value in settings.items() if key in known})
     scheduler.set_timesteps(steps, device=device)
     return scheduler
 

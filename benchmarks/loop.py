@@ -118,7 +118,9 @@ class _Clock(pl.Callback):
 
 def recipe_loop(steps: int, folder: Path, *, every: int) -> float:
     """Seconds of the loop that `just train` runs, with logging every `every` steps, EMA, clipping and the guard."""
-    tracker = Tracker(create_run(folder, "bench"), uri=f"sqlite:///{folder}/mlflow.db", experiment="bench", run_name=None)
+    tracker = Tracker(
+        create_run(folder, "bench"), uri=f"sqlite:///{folder}/mlflow.db", experiment="bench", run_name=None
+    )
     log = TrainingLog(
         tracker.log_metrics,
         every=every,

@@ -8,7 +8,9 @@ from avlit.randomness import Draws
 
 def test_noise_of_a_clip_is_the_same_however_the_global_batch_is_divided():
     whole = Draws(seed=3, step=11, slots=range(8)).normal("noise", torch.zeros(8, 2, 5))
-    halves = [Draws(seed=3, step=11, slots=s).normal("noise", torch.zeros(4, 2, 5)) for s in ((0, 2, 4, 6), (1, 3, 5, 7))]
+    halves = [
+        Draws(seed=3, step=11, slots=s).normal("noise", torch.zeros(4, 2, 5)) for s in ((0, 2, 4, 6), (1, 3, 5, 7))
+    ]
     assert torch.equal(whole[0::2], halves[0])
     assert torch.equal(whole[1::2], halves[1])
 

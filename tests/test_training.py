@@ -33,7 +33,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(tmp_path: Path, cache: Path, *more: str) -> list[str]:
-    folders = [f"runs_dir={tmp_path / 'runs'}", f"data.cache_dir={cache}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    folders = [
+        f"runs_dir={tmp_path / 'runs'}",
+        f"data.cache_dir={cache}",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    ]
     given = {word.split("=")[0]: word for word in (*SMALL, *folders, *more)}
     return list(given.values())
 
@@ -132,13 +136,17 @@ def test_a_stage_that_starts_from_another_has_its_averaged_weights_before_the_fi
         tmp_path, cache, "recipe=mtv_stage2", f"init={first.run.path}", "train.steps=1", "optimizer.lr=1e-30",
         "sample.count=0", "sample.sync_clips=0",
     )  # fmt: skip
-    assert same(weights_of(first, ema=True), {n: w for n, w in weights_of(second).items() if n in weights_of(first, ema=True)})
+    assert same(
+        weights_of(first, ema=True), {n: w for n, w in weights_of(second).items() if n in weights_of(first, ema=True)}
+    )
 
 
 def test_sigterm_saves_within_a_step_and_exits_143(tmp_path, cache):
     command = [sys.executable, "-m", "avlit", "train"]
     given = words(tmp_path, cache, "recipe=mtv_stage1", "train.steps=100000", "sample.count=0", "sample.sync_clips=0")
-    process = subprocess.Popen([*command, *given], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*command, *given], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     watchdog = threading.Timer(90, process.kill)
     watchdog.start()
     try:

@@ -7,13 +7,14 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_root
 from avlit.config import Config, load_config, to_yaml
-from avlit.runs import Run, create_run, find_run
+from avlit.runs import Run, create_run, find_run, hold
 
 if TYPE_CHECKING:
     from avlit.module import AVModule
@@ -49,16 +50,18 @@ def train(config: Config, *, parent: str | None = None) -> Outcome:
     else:
         run = find_run(Path(config.runs_dir), os.environ[RUN_VARIABLE])
     try:
-        return _train(config, run, root, started)
+        with hold(run) if is_first_process else nullcontext():
+            return _train(config, run, root, started, is_first_process=is_first_process)
     except BaseException:
-        run.update(status="failed")
+        if is_first_process:
+            run.update(status="failed")
         raise
     finally:
         if is_first_process:
             del os.environ[RUN_VARIABLE]
 
 
-def _train(config: Config, run: Run, root: Path, started: float) -> Outcome:
+def _train(config: Config, run: Run, root: Path, started: float, *, is_first_process: bool) -> Outcome:
     import lightning.pytorch as pl
     import torch
 
@@ -81,9 +84,15 @@ def _train(config: Config, run: Run, root: Path, started: float) -> Outcome:
     lineage = start_weights(module, config, run)
     datamodule = build_datamodule(config, root, encoders)
     subsets = list(datamodule.weights)
-    tracker = Tracker(run, uri=config.tracking.uri, experiment=config.tracking.experiment, run_name=config.run_name)
+    tracker = Tracker(
+        run,
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment,
+        run_name=config.run_name,
+        tags={"size": config.size, "data": datamodule.data_fingerprint, "lineage": str(list(lineage))},
+        is_active=is_first_process,
+    )
     tracker.log_config(to_yaml(config))
-    tracker.set_tags({"recipe": config.recipe, "size": config.size, "data": datamodule.data_fingerprint})
 
     ema = EMA(decay=config.ema.decay, every=config.ema.every)
     heldout = HeldoutLoss(
@@ -178,7 +187,9 @@ def quieten_lightning() -> None:
     """Keep Lightning's advertisements and notes about its own parts, which are not used here, off the screen."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r".*(isinstance\(treespec, LeafSpec\)|does not have many workers|LeafSpec).*")
+    warnings.filterwarnings(
+        "ignore", message=r".*(isinstance\(treespec, LeafSpec\)|does not have many workers|LeafSpec).*"
+    )
 
 
 def start_weights(module: AVModule, config: Config, run: Run) -> tuple[tuple[str, int], ...]:
