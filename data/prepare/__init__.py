@@ -1,0 +1,1 @@
+"""From raw clips to shards: captions, windows, tracks, splits and a report of what was kept and what was not."""

@@ -1,0 +1,194 @@
+"""What a clip's annotations say about it: records of a JSONL file, or `NAME.json` or `NAME.txt` beside the clip.
+
+A record's fields: `file` (in a JSONL file), `subset` (a name or a list), and either `caption`, used as it is, or
+`scene`, `persons` [{`id`, `appearance`}] and `speaking`, which make a caption in MTV's template. Optional:
+`num_speakers`, `transcript`, `source`. Others are not read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.captions import mtv_caption
+from data.clip import SUBSETS
+
+SINGLE_PERSON = ("basic_face", "single_character")
+
+
+class Rejected(Exception):
+    """Why a clip, a window or a caption is left out, in words for the report."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A clip's caption, its subsets (at least one), what is said, and where it came from."""
+
+    caption: str
+    subsets: tuple[str, ...]
+    transcript: str = ""
+    origin: str = ""
+
+
+class Descriptions:
+    """Captions of clips: those of the JSONL file first, then `NAME.json`, then `NAME.txt` beside the clip.
+
+    problems: (place, reason) of every record that belongs to no clip.
+    """
+
+    def __init__(self, clips: Sequence[Path], *, source: Path, jsonl: Path | None, default_subset: str) -> None:
+        self._default_subset = default_subset
+        self._records: dict[Path, tuple[str, object]] = {}
+        self.problems: list[tuple[str, str]] = []
+        self._jsonl = jsonl
+        if jsonl is not None:
+            self._read(jsonl, source, {clip.resolve() for clip in clips})
+
+    def of(self, clip: Path) -> Description:
+        """The description of a clip; Rejected says what is missing or wrong."""
+        if found := self._records.get(clip.resolve()):
+            place, record = found
+        elif (beside := clip.with_suffix(".json")).is_file():
+            place, record = beside.name, _parse(_text(beside), beside.name)
+        elif (beside := clip.with_suffix(".txt")).is_file():
+            place, record = beside.name, {"caption": _text(beside)}
+        else:
+            listed = f"no record in {self._jsonl.name} and " if self._jsonl else ""
+            raise Rejected(f"no caption: {listed}no {clip.stem}.json or {clip.stem}.txt beside it")
+        try:
+            return describe(record, default_subset=self._default_subset)
+        except ValueError as error:
+            raise Rejected(f"caption in {place}: {error}") from error
+
+    def _read(self, jsonl: Path, source: Path, clips: set[Path]) -> None:
+        try:
+            lines = jsonl.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"captions={jsonl}: cannot be read as text: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            place = f"{jsonl.name}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                record = _parse(line, place)
+                clip = _place(record, (jsonl.parent, jsonl.parent.parent, source), clips)
+                if clip in self._records:
+                    raise Rejected(f"a second record of {clip.name}; {self._records[clip][0]} is used")
+            except Rejected as rejected:
+                self.problems.append((place, str(rejected)))
+            else:
+                self._records[clip] = place, record
+
+
+def describe(record: object, *, default_subset: str) -> Description:
+    """A record -> Description; ValueError names the field and what it must be.
+
+    Subsets: those given; else multiple_characters for two or more persons, single_character for one, sound_event for
+    an empty `persons`, and `default_subset` for a record that does not list persons.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError("a record is a JSON object {…}")
+    persons = _persons(record)
+    subsets = _subsets(record, persons, default_subset)
+    if "caption" in record:
+        caption = " ".join(_string(record, "caption").split())
+        if not caption:
+            raise ValueError("the caption is empty")
+    elif "scene" in record:
+        number, speaking = _speech(record, persons or [], subsets)
+        caption = mtv_caption([look for _, look in persons or []], speaking, _string(record, "scene"), number)
+    else:
+        raise ValueError(f"neither caption nor scene; it has {', '.join(map(str, record)) or 'no fields'}")
+    return Description(caption, subsets, " ".join(_string(record, "transcript").split()), _string(record, "source"))
+
+
+def _speech(
+    record: Mapping[object, object], persons: list[tuple[str, str]], subsets: Sequence[str]
+) -> tuple[int, str | None]:
+    """How many people are heard, and who of them speaks, as the template names persons (Person1, …), or None.
+
+    The number is `num_speakers` where it is given. Else nobody without persons; everybody in multiple_characters;
+    one in the single-person subsets or where `speaking` names one; nobody in sound_event and visual_mood alone.
+    """
+    speaking = record.get("speaking")
+    names = [name for name, _ in persons]
+    if speaking is not None and speaking not in names:
+        raise ValueError(f"speaking={speaking!r}: must be one of {', '.join(names) or '(no persons)'}, or null")
+    template_name = None if speaking is None else f"Person{names.index(str(speaking)) + 1}"
+    if (number := record.get("num_speakers")) is not None:
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ValueError(f"num_speakers={number!r}: must be a whole number")
+    elif not persons:
+        number = 0
+    elif "multiple_characters" in subsets:
+        number = len(persons)
+    else:
+        number = int(speaking is not None or any(subset in SINGLE_PERSON for subset in subsets))
+    return number, template_name
+
+
+def _persons(record: Mapping[object, object]) -> list[tuple[str, str]] | None:
+    """(identifier, appearance) of each person, or None where the record does not list them."""
+    if record.get("persons") is None:
+        return None
+    listed, persons = record["persons"], []
+    if not isinstance(listed, list):
+        raise ValueError("persons: must be a list of {id, appearance}")
+    for number, person in enumerate(listed, start=1):
+        if not isinstance(person, Mapping):
+            raise ValueError(f"persons: entry {number} must be {{id, appearance}}")
+        persons.append((str(person.get("id", f"Person{number}")), _string(person, "appearance")))
+    if len({name for name, _ in persons}) < len(persons):
+        raise ValueError("persons: two have the same id")
+    return persons
+
+
+def _subsets(
+    record: Mapping[object, object], persons: list[tuple[str, str]] | None, default_subset: str
+) -> tuple[str, ...]:
+    given = record.get("subset")
+    listed = given if isinstance(given, list) else [] if given is None else [given]
+    for name in listed:
+        if name not in SUBSETS:
+            raise ValueError(f"subset={name!r}: must be one of {', '.join(SUBSETS)}")
+    if listed:
+        return tuple(name for name in SUBSETS if name in listed)
+    if persons is None:
+        return (default_subset,)
+    return (("sound_event", "single_character")[len(persons)] if len(persons) < 2 else "multiple_characters",)
+
+
+def _place(record: object, folders: Sequence[Path], clips: set[Path]) -> Path:
+    """The clip that a record is about: its `file` under one of the folders."""
+    name = record.get("file") if isinstance(record, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise Rejected("the record has no `file`")
+    candidates = [(folder / name).resolve() for folder in folders]
+    if found := next((path for path in candidates if path in clips), None):
+        return found
+    if existing := next((path for path in candidates if path.is_file()), None):
+        raise Rejected(f"{existing} is not a media file under source")
+    raise Rejected(f"file={name}: not found beside the captions, one folder above, or under source")
+
+
+def _parse(text: str, place: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(f"{place} is not JSON: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Rejected(f"{path.name} cannot be read as text: {error}") from error
+
+
+def _string(record: Mapping, field: str) -> str:
+    value = record.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{field}={value!r}: must be text")
+    return value

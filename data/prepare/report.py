@@ -1,0 +1,92 @@
+"""What became of every file: counted by subset and split, listed with reasons, printed and kept as `report.json`."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+REPORT = "report.json"
+
+
+@dataclass
+class FileReport:
+    """One media file. kept: windows by split; left_out: windows by reason; rejected: why nothing of it was kept."""
+
+    file: str
+    subsets: tuple[str, ...] = ()
+    tracks: str = ""
+    kept: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    rejected: str | None = None
+
+
+@dataclass
+class Report:
+    """A whole preparation. problems: (place, reason) of caption records that belong to no file."""
+
+    settings: dict[str, object]
+    files: list[FileReport] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def num_kept(self) -> int:
+        """Windows in the shards, each once, however many subsets it is in."""
+        return sum(sum(file.kept.values()) for file in self.files)
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """Samples of each subset by split; a window of two subsets is a sample of each."""
+        found: dict[str, Counter[str]] = {}
+        for file in self.files:
+            for subset in file.subsets:
+                if file.kept:
+                    found.setdefault(subset, Counter()).update(file.kept)
+        return dict(sorted(found.items()))
+
+    def lines(self) -> list[str]:
+        """The report as it is printed."""
+        files = sorted(self.files, key=lambda file: file.file)
+        kept, rejected = [f for f in files if not f.rejected], [f for f in files if f.rejected]
+        lines = []
+        if kept:
+            rows = [("subset", "train", "heldout")]
+            rows += [(name, str(count["train"]), str(count["heldout"])) for name, count in self.counts().items()]
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            lines += [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+            lines += [f"Kept {_count(self.num_kept, 'window')} of {_count(len(kept), 'file')}. Tracks:"]
+            lines += [f"  {count} by {name}" for name, count in Counter(file.tracks for file in kept).most_common()]
+        remarks = [
+            (file.file, remark)
+            for file in kept
+            for remark in (
+                *(f"{_count(count, 'window')} left out: {why}" for why, count in file.left_out.items()),
+                *file.notes,
+            )
+        ]
+        for title, rows in (
+            (f"Rejected {_count(len(rejected), 'file')}:", [(file.file, file.rejected) for file in rejected]),
+            ("Of kept files:", remarks),
+            (f"Captions without a clip, {len(self.problems)}:", self.problems),
+        ):
+            if rows:
+                lines += [title, *(f"  {place}: {reason}" for place, reason in rows)]
+        if missing := [name for name, count in self.counts().items() if not count["train"]]:
+            lines.append(f"No training windows in {', '.join(missing)}: too few or too short clips")
+        if missing := [name for name, count in self.counts().items() if not count["heldout"]]:
+            lines.append(f"No held-out windows in {', '.join(missing)}: training there needs validation.clips=0")
+        return lines
+
+    def write(self, folder: Path) -> None:
+        """Writes `report.json`."""
+        document = {
+            "settings": self.settings,
+            "kept": {name: dict(count) for name, count in self.counts().items()},
+            "files": [asdict(file) for file in sorted(self.files, key=lambda file: file.file)],
+            "captions_without_clip": [{"place": place, "reason": reason} for place, reason in self.problems],
+        }
+        text = json.dumps(document, ensure_ascii=False, indent=1)
+        (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

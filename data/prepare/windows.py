@@ -1,0 +1,200 @@
+"""From one media file to its windows: frames and tracks at the asked rates and size, in pieces of constant memory."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from avlit.media import MediaClip, MediaError, NoAudioError, probe, read_audio, read_clip
+from avlit.timing import Timing
+from data.prepare.descriptions import Rejected
+from data.prepare.separation import Separator, split
+
+STEMS = ("speech", "effects", "music", "speech_second")
+"""Tracks that may lie beside a clip as `NAME.TRACK.wav`, from the clip's first frame on."""
+
+SILENCE_RMS = 1e-3
+"""-60 dB: below it a window counts as silent; rooms are louder."""
+
+PIECE_S, PIECE_BYTES = 60.0, 1 << 28
+"""Most seconds and bytes of frames that are read, and whose sound is separated, at once."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames uint8 [F, H, W, 3] and tracks float32 [N] of one window, `start_s` after the clip's first frame."""
+
+    number: int
+    start_s: float
+    frames: np.ndarray
+    speech: np.ndarray
+    effects: np.ndarray
+    music: np.ndarray
+    speech_second: np.ndarray | None
+
+
+class ClipWindows:
+    """The windows of one file, cut while it is read from its beginning to its end.
+
+    Raises Rejected where nothing of the file can be used. tracks: what made them, in words. duration_s: what the file
+    says. notes: remarks for the report, complete once the windows have been read.
+    """
+
+    def __init__(self, path: Path, *, timing: Timing, stride_frames: int, separator: Separator) -> None:
+        self._path, self._timing, self._stride, self._separator = path, timing, stride_frames, separator
+        self.notes: list[str] = []
+        try:
+            info = probe(path)
+        except MediaError as error:
+            raise Rejected(_reason(path, error)) from error
+        if info.fps is None:
+            raise Rejected("no video stream")
+        self.duration_s = info.duration_s
+        self._stems = self._read_stems()
+        if self._stems is None and info.rate_hz is None:
+            raise Rejected("no audio stream")
+        self.tracks = separator.name if self._stems is None else "ready-made stems"
+        if info.fps < 0.9 * timing.fps:
+            self.notes.append(f"{info.fps:.4g} frames a second, repeated to {timing.fps:g}")
+        if min(info.height or 0, info.width or 0) < 0.75 * min(timing.height, timing.width):
+            self.notes.append(f"{info.width}x{info.height} pixels, scaled up")
+
+    @property
+    def _frame_s(self) -> float:
+        return 1 / self._timing.fps
+
+    def read(self) -> Iterator[Window | Rejected]:
+        """Every whole window in order, or Rejected for one that is left out; raises Rejected where there is none.
+
+        Of a file that breaks off, the windows before the damage are kept and the damage is noted.
+        """
+        number, per_piece = 0, self._windows_per_piece()
+        damage: str | None = None
+        while number == 0 or self._fits(number):
+            try:
+                piece = self._read_piece(number, per_piece)
+            except MediaError as error:
+                damage = damage or _reason(self._path, error)
+                if per_piece == 1:
+                    break
+                per_piece = 1  # windows before the damage can still be read one by one
+                continue
+            count = (len(piece.frames) - self._timing.num_frames) // self._stride + 1
+            if count < 1 and number == 0 and damage is None:
+                raise Rejected(
+                    f"too short: {len(piece.frames) * self._frame_s:.2f} s; a window needs "
+                    f"{self._timing.duration_s:.2f} s ({self._timing.num_frames} frames at {self._timing.fps:g} fps)"
+                )
+            yield from self._cut(piece, number, count)
+            number += max(count, 0)
+            if count < per_piece:
+                break
+        if damage is not None and number == 0:
+            raise Rejected(damage)
+        if damage is not None:
+            self.notes.append(f"{damage}; what comes before is used")
+
+    def _fits(self, number: int) -> bool:
+        """Whether the file says that it is long enough for one more window; one that does not say is tried."""
+        end_s = (number * self._stride + self._timing.num_frames) * self._frame_s
+        return not self.duration_s or end_s <= self.duration_s + self._frame_s
+
+    def _windows_per_piece(self) -> int:
+        timing = self._timing
+        if self._stride > timing.num_frames:
+            return 1  # what lies between windows is skipped, not read
+        most = min(PIECE_S * timing.fps, PIECE_BYTES / (timing.height * timing.width * 3))
+        return max(1, int((most - timing.num_frames) // self._stride) + 1)
+
+    def _read_piece(self, number: int, count: int) -> MediaClip:
+        """Frames of `count` windows from window `number` on, with their sound unless stems are used."""
+        timing = self._timing
+        return read_clip(
+            self._path,
+            fps=timing.fps,
+            size=(timing.height, timing.width),
+            rate_hz=None if self._stems else self._separator.rate_hz or timing.rate_hz,
+            start_s=number * self._stride * self._frame_s,
+            duration_s=((count - 1) * self._stride + timing.num_frames) * self._frame_s,
+        )
+
+    def _cut(self, piece: MediaClip, first: int, count: int) -> Iterator[Window | Rejected]:
+        """The windows `first` to `first + count` out of the frames and sound of a piece."""
+        timing = self._timing
+        if self._stems is None:
+            assert piece.waveform is not None and piece.rate_hz is not None
+            speech, rest = split(piece.waveform, self._separator, mix_hz=piece.rate_hz, rate_hz=timing.rate_hz)
+            tracks = {"speech": speech, "effects": rest, "music": np.zeros_like(rest)}
+            origin, sound_end_s = first * self._stride, _end_s(piece.waveform, piece.rate_hz)
+        else:
+            tracks, origin = self._stems, 0
+            sound_end_s = len(tracks["speech"]) / timing.rate_hz
+        for number in range(first, first + count):
+            start = number * self._stride
+            start_s, end_s = start * self._frame_s, (start - origin + timing.num_frames) * self._frame_s
+            place = round((start - origin) * self._frame_s * timing.rate_hz)
+            cut = {name: _slice(track, place, timing.num_samples) for name, track in tracks.items()}
+            mix = np.sum(list(cut.values()), axis=0)
+            if float(np.sqrt(np.mean(np.square(mix, dtype=np.float64)))) < SILENCE_RMS:
+                yield Rejected(f"silent, below {20 * math.log10(SILENCE_RMS):.0f} dB")
+            elif end_s > sound_end_s + self._frame_s:
+                yield Rejected("the sound ends before the picture")
+            else:
+                frames = piece.frames[start - first * self._stride :][: timing.num_frames]
+                yield Window(number, start_s, frames, cut["speech"], cut["effects"], cut["music"],
+                             cut.get("speech_second"))  # fmt: skip
+
+    def _read_stems(self) -> dict[str, np.ndarray] | None:
+        """The stems beside the clip, all of one length; None where there are none. A missing one is silence."""
+        paths = {name: self._path.with_name(f"{self._path.stem}.{name}.wav") for name in STEMS}
+        paths = {name: path for name, path in paths.items() if path.exists()}
+        if not paths:
+            return None
+        rate_hz = self._timing.rate_hz
+        lengths = [self.duration_s, *self._sound_length()]
+        stems = {}
+        for name, path in paths.items():
+            try:
+                stems[name] = read_audio(path, rate_hz)
+            except MediaError as error:
+                raise Rejected(f"{path.name}: {_reason(path, error)}") from error
+            seconds = len(stems[name]) / rate_hz
+            if all(abs(seconds - length) > self._frame_s + 1e-3 for length in lengths):
+                raise Rejected(
+                    f"{path.name}: {seconds:.2f} s long, the clip {lengths[0]:.2f} s; stems must fit to a frame "
+                    f"({self._frame_s:.3f} s)"
+                )
+        longest = max(map(len, stems.values()))
+        missing = [name for name in STEMS[:3] if name not in stems]
+        if missing:
+            self.notes.append(f"no stem for {' and '.join(missing)}: silent")
+        silence = np.zeros(0, np.float32)
+        names = dict.fromkeys([*STEMS[:3], *stems])
+        return {name: _slice(stems.get(name, silence), 0, longest) for name in names}
+
+    def _sound_length(self) -> list[float]:
+        """Seconds of the clip's own sound, which stems may have been made from: it often ends before the picture."""
+        try:
+            return [len(read_audio(self._path, self._timing.rate_hz)) / self._timing.rate_hz]
+        except NoAudioError:
+            return []
+        except MediaError as error:
+            raise Rejected(_reason(self._path, error)) from error
+
+
+def _slice(track: np.ndarray, start: int, count: int) -> np.ndarray:
+    """`count` samples from `start` on, with silence after the track's end."""
+    part = track[start : start + count]
+    return np.pad(part, (0, count - len(part)))
+
+
+def _end_s(waveform: np.ndarray, rate_hz: int) -> float:
+    """Seconds until only zeros follow: the reader fills with them where a file's sound ends before its picture."""
+    heard = np.flatnonzero(waveform)
+    return (heard[-1] + 1) / rate_hz if heard.size else 0.0
+
+
+def _reason(path: Path, error: MediaError) -> str:
+    return str(error).removeprefix(f"{path}: ")
