@@ -265,8 +265,8 @@ def _nearest(
     for seconds, frame in decoded:
         if held is not None:
             step_s = seconds - held_s
-            # outputs before the middle between two stamps belong to the earlier one
-            until = min(limit, math.ceil(((held_s + seconds) / 2 - start_s) * fps - 1e-6))
+            # outputs up to the middle between two stamps belong to the earlier one; stamps are rounded, hence 1e-3
+            until = min(limit, math.floor(((held_s + seconds) / 2 - start_s) * fps + 1e-3) + 1)
             if until > count:
                 yield held, int(until - count)
                 count = until

@@ -23,8 +23,8 @@ def build_video_codec(
     if name == "embedded":
         return EmbeddedVideoCodec()
     if name == "cogvideox":
-        return CogVideoXCodec(_folder("video codec", name, folder), device=device, dtype=dtype)
-    raise _unknown("video codec", name, VIDEO_CODECS)
+        return CogVideoXCodec(_folder("video", name, folder), device=device, dtype=dtype)
+    raise _unknown("codecs.video", name, VIDEO_CODECS)
 
 
 def build_track_encoder(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> TrackEncoder:
@@ -32,8 +32,8 @@ def build_track_encoder(name: str, folder: Path | str | None = None, *, device: 
     if name == "embedded":
         return EmbeddedTrackEncoder()
     if name == "wav2vec2":
-        return Wav2Vec2Encoder(_folder("track encoder", name, folder), device=device)
-    raise _unknown("track encoder", name, TRACK_ENCODERS)
+        return Wav2Vec2Encoder(_folder("audio", name, folder), device=device)
+    raise _unknown("codecs.audio", name, TRACK_ENCODERS)
 
 
 def build_text_encoder(
@@ -43,8 +43,8 @@ def build_text_encoder(
     if name == "embedded":
         return EmbeddedTextEncoder()
     if name == "t5":
-        return T5Encoder(_folder("text encoder", name, folder), device=device, dtype=dtype)
-    raise _unknown("text encoder", name, TEXT_ENCODERS)
+        return T5Encoder(_folder("text", name, folder), device=device, dtype=dtype)
+    raise _unknown("codecs.text", name, TEXT_ENCODERS)
 
 
 def build_audio_codec(name: str) -> AudioCodec:
@@ -56,9 +56,9 @@ def build_audio_codec(name: str) -> AudioCodec:
 
 def _folder(kind: str, name: str, folder: Path | str | None) -> Path:
     if folder is None or str(folder) == "":
-        raise ValueError(f"{kind} {name!r} needs a folder with its weights; `embedded` is the one that needs none")
+        raise ValueError(f"codecs.{kind}={name} needs its released weights: codecs.{kind}_weights=FOLDER")
     return Path(folder)
 
 
-def _unknown(kind: str, name: str, allowed: tuple[str, ...]) -> ValueError:
-    return ValueError(f"{kind} {name!r}: there is no such; choose one of {', '.join(allowed)}")
+def _unknown(key: str, name: str, allowed: tuple[str, ...]) -> ValueError:
+    return ValueError(f"{key}={name}: there is no such codec; choose one of {', '.join(allowed)}")

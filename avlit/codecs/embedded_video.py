@@ -104,10 +104,9 @@ class EmbeddedVideoCodec:
         video = video.float()
         windows, rows, columns = frames // TEMPORAL, height // SPATIAL, width // SPATIAL
         first = video[:, :, 0].reshape(batch, 3, rows, SPATIAL, columns, SPATIAL).permute(0, 2, 4, 1, 3, 5)
-        first = first.reshape(batch, 1, rows, columns, -1) @ self._encode_first.to(video.device)
+        first = first.flatten(3)[:, None] @ self._encode_first.to(video.device)
         rest = video[:, :, 1:].reshape(batch, 3, windows, TEMPORAL, rows, SPATIAL, columns, SPATIAL)
-        rest = rest.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, windows, rows, columns, -1)
-        rest = rest @ self._encode.to(video.device)  # [B, n, h, w, C]
+        rest = rest.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4) @ self._encode.to(video.device)  # [B, n, h, w, C]
         latents = torch.cat([first, rest], dim=1) - self._offset.to(video.device)
         return latents.permute(0, 4, 1, 2, 3).contiguous()  # [B, C, T, h, w]
 

@@ -24,11 +24,11 @@ class CogVideoXCodec:
     """
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        source = _model_folder("CogVideoX codec", folder / "vae", "_class_name", ("AutoencoderKLCogVideoX",))
+        source = _model_folder("codecs.video_weights", folder / "vae", "_class_name", ("AutoencoderKLCogVideoX",))
 
         from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
-        self._vae = _load("CogVideoX codec", AutoencoderKLCogVideoX, source, dtype).to(device)
+        self._vae = _load("codecs.video_weights", AutoencoderKLCogVideoX, source, dtype).to(device)
         self._vae.enable_slicing()  # one clip at a time: the memory of one, the same numbers
         config = self._vae.config
         self.channels: int = config.latent_channels
@@ -77,20 +77,22 @@ class T5Encoder:
     def __init__(
         self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool = True
     ) -> None:
-        source = _model_folder("T5 text encoder", folder / "text_encoder", "architectures", ("T5EncoderModel",))
+        source = _model_folder("codecs.text_weights", folder / "text_encoder", "architectures", ("T5EncoderModel",))
         words = folder / "tokenizer"
         tokenizer_files = sorted(path for path in words.glob("*") if path.is_file())
         if not tokenizer_files:
-            raise ValueError(f"T5 text encoder: {words} is missing or empty; expected T5's tokenizer (spiece.model)")
+            raise ValueError(
+                f"codecs.text_weights: {words} is missing or empty; expected T5's tokenizer (spiece.model)"
+            )
 
         from transformers import AutoTokenizer, T5EncoderModel
 
         self._tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
-        self._model = _load("T5 text encoder", T5EncoderModel, source, dtype).to(device).eval()
+        self._model = _load("codecs.text_weights", T5EncoderModel, source, dtype).to(device).eval()
         if len(self._tokenizer) > self._model.config.vocab_size:
             raise ValueError(
-                f"T5 text encoder: the tokenizer in {words} has {len(self._tokenizer)} tokens, the model in {source} "
-                f"knows {self._model.config.vocab_size}; expected the two of one release"
+                f"codecs.text_weights: the tokenizer in {words} has {len(self._tokenizer)} tokens, the model "
+                f"in {source} knows {self._model.config.vocab_size}; expected the two of one release"
             )
         self.dim: int = self._model.config.d_model
         self._trim = trim
@@ -119,14 +121,14 @@ class Wav2Vec2Encoder:
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         released = ("Wav2Vec2Model", "Wav2Vec2ForCTC", "Wav2Vec2ForPreTraining")
-        source = _model_folder("wav2vec2 encoder", folder, "architectures", released)
+        source = _model_folder("codecs.audio_weights", folder, "architectures", released)
         self._normalise = _reads_normalised(source, self.rate_hz)
 
         from transformers import Wav2Vec2Model
 
         # never used outside of training, and left out of some releases
         self._model = _load(
-            "wav2vec2 encoder", Wav2Vec2Model, source, torch.float32, may_lack=("masked_spec_embed",)
+            "codecs.audio_weights", Wav2Vec2Model, source, torch.float32, may_lack=("masked_spec_embed",)
         ).to(device).eval()  # fmt: skip
         self.layers: int = self._model.config.num_hidden_layers
         self.dim: int = self._model.config.hidden_size
@@ -226,6 +228,7 @@ def _reads_normalised(source: Path, rate_hz: int) -> bool:
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("sampling_rate", rate_hz) != rate_hz:
         raise ValueError(
-            f"wav2vec2 encoder: {path} wants sampling_rate={settings['sampling_rate']}; tracks are sent at {rate_hz}"
+            f"codecs.audio_weights: {path} wants sampling_rate={settings['sampling_rate']}; "
+            f"tracks are sent at {rate_hz}"
         )
     return bool(settings.get("do_normalize", True))
