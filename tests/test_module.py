@@ -1,4 +1,4 @@
-"""AVModule's promises: a non-finite update changes nothing, EMA is exchanged bit for bit, the schedule is the paper's."""
+"""A non-finite update changes nothing, EMA is exchanged bit for bit, logs are means, the schedule is as told."""
 
 import lightning.pytorch as pl
 import pytest

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_a_curriculum_passes_each_stages_weights_to_the_next_under_one_parent(tm
     parent = next(run for run in runs if run.recipe == "mtv_curriculum")
     stages = [run for run in runs if run.parent == parent.id]
     assert [run.recipe for run in stages] == [f"mtv_stage{n}" for n in range(1, 6)]
-    assert all(later.record().init_run == earlier.id for earlier, later in zip(stages, stages[1:], strict=False))
+    assert all(later.record().init_run == earlier.id for earlier, later in pairwise(stages))
     last, _ = newest_valid(stages[-1].checkpoints_dir)
     assert last is not None and [run for run, _ in last.state.lineage] == [run.id for run in stages]
     assert "a new run from weights, not a resume" in capsys.readouterr().out

@@ -4,6 +4,8 @@ An exact counterpart of Sync-C for a world whose mouths are known to be dark; it
 Sync-C or Sync-D.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,8 +32,7 @@ def mouth_aperture(video: Tensor, boxes: Tensor) -> Tensor:
 def speech_envelope(waveform: np.ndarray, *, num_frames: int) -> np.ndarray:
     """Root mean square of a waveform [N] in each of `num_frames` equal windows, [F]: computed from the sound alone."""
     edges = np.linspace(0, len(waveform), num_frames + 1).round().astype(int)
-    pairs = zip(edges[:-1], edges[1:], strict=True)
-    return np.array([np.sqrt(np.mean(np.square(waveform[a:b])) + 1e-12) for a, b in pairs])
+    return np.array([np.sqrt(np.mean(np.square(waveform[a:b])) + 1e-12) for a, b in pairwise(edges)])
 
 
 def sync_correlation(aperture: np.ndarray, envelope: np.ndarray) -> float:

@@ -4,6 +4,7 @@ Whatever the store does (away, slow, hanging, dying between taking a record and 
 and `drained.json` never claims more than what was acknowledged.
 """
 
+import fcntl
 import logging
 import os
 import select
@@ -62,7 +63,14 @@ class Sender:
             logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient
 
-        return MlflowClient(self.session["store"])
+        store = self.session["store"]
+        client = MlflowClient(store)
+        if store.startswith("sqlite:///"):
+            # Two processes that create the tables of one new file at the same time ruin it: MLflow has no lock there.
+            with open(f"{store.removeprefix('sqlite:///')}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                client.search_experiments(max_results=1)
+        return client
 
     @cached_property
     def failures(self) -> tuple[type[Exception], ...]:
