@@ -55,7 +55,9 @@ __all__ = [
 class DataConfig:
     """Where clips come from and what they look like."""
 
-    root: str | None = setting(None, "folder of shards; null is the embedded corpus")
+    root: str | None = setting(
+        None, "folder of shards, or several (of other sizes, say) with commas; null is the embedded corpus"
+    )
     subsets: dict[str, float] = setting(
         factory=dict, about="weight of each subset in the mix; empty mixes all by their number of clips", low=0
     )

@@ -41,7 +41,7 @@ class Draws:
         return torch.from_numpy(np.stack(rows)).to(device=like.device, dtype=like.dtype, non_blocking=True)
 
     def uniform(self, name: str, count: int | None = None) -> np.ndarray:
-        """Numbers in [0, 1) for each clip, [B] or [B, count]; on the host, where a decision on them waits for nothing."""
+        """Numbers in [0, 1) for each clip, [B] or [B, count], on the host: a decision on them waits for nothing."""
         return np.array([self._generator(name, slot).random(count) for slot in self.slots])
 
     def times(self, name: str = "time") -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_root
+from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_roots
 from avlit.commands.clips import measure_lip_sync
 from avlit.config import from_yaml
 from avlit.inherit import load_weights_into, resolve_weights
@@ -28,7 +28,7 @@ def measure(word: str, *, num_clips: int) -> dict[str, tuple[float, float]]:
         encoders, module = build_encoders(config), build_module(config)
         load_weights_into(module.model, resolve_weights(run.path), ema=True)
         module.eval()
-        clips = build_datamodule(config, shard_root(config), encoders).heldout_samples(num_clips)
+        clips = build_datamodule(config, shard_roots(config), encoders).heldout_samples(num_clips)
         found = measure_lip_sync(module, clips, codec=encoders.video, settings=config.sample, seed=config.seed)
         scores[subset] = (found["val/lip_sync"], found["val/lip_sync_shuffled"])
         print(f"{run.id}  {subset:20}  own {scores[subset][0]:.3f}  shuffled {scores[subset][1]:.3f}", flush=True)

@@ -17,7 +17,6 @@ from avlit.codecs.build import build_audio_codec, build_text_encoder, build_trac
 from avlit.codecs.embedded_audio import EmbeddedAudioCodec, EmbeddedTrackEncoder, mel_filters, power_spectrum
 from avlit.codecs.embedded_text import EmbeddedTextEncoder
 from avlit.codecs.embedded_video import CHANNEL_STD, EmbeddedVideoCodec
-from avlit.codecs.pretrained import T5Encoder
 from data.clip import SUBSETS
 from data.corpus import CorpusSettings, make_clip
 
@@ -296,7 +295,7 @@ def test_cogvideox_gives_back_as_many_frames_as_it_took(cogvideox_folder: Path, 
     assert codec.decode(latents).shape == (1, 3, num_frames, 16, 16)
 
 
-def test_t5_features_are_those_of_the_stock_model_up_to_the_padding(cogvideox_folder: Path) -> None:
+def test_t5_features_are_those_of_the_stock_model_padding_included(cogvideox_folder: Path) -> None:
     from transformers import AutoTokenizer, T5EncoderModel
 
     encoder = build_text_encoder("t5", cogvideox_folder)
@@ -306,12 +305,9 @@ def test_t5_features_are_those_of_the_stock_model_up_to_the_padding(cogvideox_fo
     tokens = tokenizer(prompt, padding="max_length", max_length=226, truncation=True, return_tensors="pt")
     with torch.no_grad():
         stock = T5EncoderModel.from_pretrained(cogvideox_folder / "text_encoder").eval()(tokens.input_ids)[0][0]
-    assert 1 < len(features) < 226 and features.shape[1] == encoder.dim == 16
-    torch.testing.assert_close(features, stock[: len(features)])
-    torch.testing.assert_close(T5Encoder(cogvideox_folder, trim=False).encode(prompt), stock)
-    assert encoder.encode("").shape == (1, 16)
-    assert encoder.encode("a lamp " * 300).shape == (226, 16)
-    assert T5Encoder(cogvideox_folder, trim=False).identity != encoder.identity
+    assert features.shape == (226, encoder.dim) == (226, 16)
+    torch.testing.assert_close(features, stock)
+    assert encoder.encode("").shape == encoder.encode("a lamp " * 300).shape == (226, 16)
 
 
 def test_wav2vec2_layers_are_the_stock_ones_at_its_own_rate(wav2vec2_folder: Path) -> None:
@@ -383,10 +379,10 @@ def test_folders_without_whole_safetensors_are_refused(wav2vec2_folder: Path, tm
     tensors = load_file(weights)
     save_file({name: value for name, value in tensors.items() if "layers.1." not in name}, weights, {"format": "pt"})
     with pytest.raises(ValueError, match=r"not all of a Wav2Vec2Model: \d+ missing \(encoder.layers.1."):
-        build_track_encoder("wav2vec2", folder)
+        build_track_encoder("wav2vec2", folder).encode(speech_like(), num_frames=12)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read as Wav2Vec2Model"):
-        build_track_encoder("wav2vec2", folder)
+        build_track_encoder("wav2vec2", folder).encode(speech_like(), num_frames=12)
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"only pytorch_model.bin; pickled weights are not opened"):
         build_track_encoder("wav2vec2", folder)

@@ -59,5 +59,5 @@ class TextEncoder(Protocol):
     max_tokens: int
 
     def encode(self, text: str) -> Tensor:
-        """A prompt -> [L, D], trimmed to the tokens it has, at most `max_tokens`; the empty prompt gives L >= 0."""
+        """A prompt -> [L, D], L at most `max_tokens`; padding features only where the backbone was trained on them."""
         ...

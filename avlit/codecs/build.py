@@ -9,6 +9,7 @@ from avlit.codecs.embedded_audio import EmbeddedAudioCodec, EmbeddedTrackEncoder
 from avlit.codecs.embedded_text import EmbeddedTextEncoder
 from avlit.codecs.embedded_video import EmbeddedVideoCodec
 from avlit.codecs.pretrained import CogVideoXCodec, T5Encoder, Wav2Vec2Encoder
+from avlit.errors import UserError
 
 VIDEO_CODECS = ("embedded", "cogvideox")
 TRACK_ENCODERS = ("embedded", "wav2vec2")
@@ -56,9 +57,9 @@ def build_audio_codec(name: str) -> AudioCodec:
 
 def _folder(kind: str, name: str, folder: Path | str | None) -> Path:
     if folder is None or str(folder) == "":
-        raise ValueError(f"codecs.{kind}={name} needs its released weights: codecs.{kind}_weights=FOLDER")
+        raise UserError(f"codecs.{kind}={name} needs its released weights: codecs.{kind}_weights=FOLDER")
     return Path(folder)
 
 
-def _unknown(key: str, name: str, allowed: tuple[str, ...]) -> ValueError:
-    return ValueError(f"{key}={name}: there is no such codec; choose one of {', '.join(allowed)}")
+def _unknown(key: str, name: str, allowed: tuple[str, ...]) -> UserError:
+    return UserError(f"{key}={name}: there is no such codec; choose one of {', '.join(allowed)}")

@@ -1,11 +1,14 @@
 """Released codecs and encoders from local folders: CogVideoX's VAE, T5 v1.1 and wav2vec2.
 
+Their weights are read when they are first used: a training run on encoded shards needs the encoders' identity alone.
+
 BEATs, which MTV names for its effects track, is a gap: no library that this project uses carries the model, and its
 authors' code loads pickled weights only. MTV's released code encodes all three tracks with wav2vec2, and so does this.
 """
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import torch.nn.functional as F
 import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
+
+from avlit.errors import UserError
 
 
 class CogVideoXCodec:
@@ -24,18 +29,26 @@ class CogVideoXCodec:
     """
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        source = _model_folder("codecs.video_weights", folder / "vae", "_class_name", ("AutoencoderKLCogVideoX",))
+        self._source, config = _model_folder(
+            "codecs.video_weights", folder / "vae", "_class_name", ("AutoencoderKLCogVideoX",)
+        )
+        self._device, self._dtype = device, dtype
+        for name in ("latent_channels", "temporal_compression_ratio", "block_out_channels", "scaling_factor"):
+            if name not in config:
+                raise UserError(f"codecs.video_weights: {self._source / 'config.json'} lacks {name}; download it again")
+        self.channels: int = config["latent_channels"]
+        self.temporal_factor: int = int(config["temporal_compression_ratio"])
+        self.spatial_factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+        self.scaling_factor: float = config["scaling_factor"]
+        self.identity = f"AutoencoderKLCogVideoX-{fingerprint(_model_files(self._source))}"
 
+    @cached_property
+    def _vae(self) -> Any:
         from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
-        self._vae = _load("codecs.video_weights", AutoencoderKLCogVideoX, source, dtype).to(device)
-        self._vae.enable_slicing()  # one clip at a time: the memory of one, the same numbers
-        config = self._vae.config
-        self.channels: int = config.latent_channels
-        self.temporal_factor: int = config.temporal_compression_ratio
-        self.spatial_factor: int = 2 ** (len(config.block_out_channels) - 1)
-        self.scaling_factor: float = config.scaling_factor
-        self.identity = f"AutoencoderKLCogVideoX-{fingerprint(_model_files(source))}"
+        vae = _load("codecs.video_weights", AutoencoderKLCogVideoX, self._source, self._dtype).to(self._device)
+        vae.enable_slicing()  # one clip at a time: the memory of one, the same numbers
+        return vae
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -67,47 +80,51 @@ class CogVideoXCodec:
 class T5Encoder:
     """transformers' T5EncoderModel from `folder/text_encoder` and `folder/tokenizer`, as CogVideoX uses T5 v1.1-xxl.
 
-    The prompt is padded to `max_tokens` and encoded without an attention mask, which is what the released backbones
-    were trained on; longer prompts are cut. `trim` drops the padding's features afterwards (shards are 5 to 10 times
-    smaller); without it the features are those of diffusers' pipeline, padding included.
+    The prompt is padded to `max_tokens` and encoded without an attention mask, padding features and all: the released
+    backbones attend to them. Longer prompts are cut.
     """
 
     max_tokens = 226
 
-    def __init__(
-        self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool = True
-    ) -> None:
-        source = _model_folder("codecs.text_weights", folder / "text_encoder", "architectures", ("T5EncoderModel",))
+    def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        self._source, _ = _model_folder(
+            "codecs.text_weights", folder / "text_encoder", "architectures", ("T5EncoderModel",)
+        )
         words = folder / "tokenizer"
         tokenizer_files = sorted(path for path in words.glob("*") if path.is_file())
         if not tokenizer_files:
-            raise ValueError(
-                f"codecs.text_weights: {words} is missing or empty; expected T5's tokenizer (spiece.model)"
-            )
+            raise UserError(f"codecs.text_weights: {words} is missing or empty; expected T5's tokenizer (spiece.model)")
 
-        from transformers import AutoTokenizer, T5EncoderModel
+        from transformers import AutoTokenizer, T5Config
+
+        config = T5Config.from_pretrained(self._source, local_files_only=True)
 
         self._tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
-        self._model = _load("codecs.text_weights", T5EncoderModel, source, dtype).to(device).eval()
-        if len(self._tokenizer) > self._model.config.vocab_size:
-            raise ValueError(
+        if len(self._tokenizer) > config.vocab_size:
+            raise UserError(
                 f"codecs.text_weights: the tokenizer in {words} has {len(self._tokenizer)} tokens, the model "
-                f"in {source} knows {self._model.config.vocab_size}; expected the two of one release"
+                f"in {self._source} knows {config.vocab_size}; expected the two of one release"
             )
-        self.dim: int = self._model.config.d_model
-        self._trim = trim
-        length = f"{self.max_tokens}{'-trimmed' if trim else '-padded'}"
-        self.identity = f"T5EncoderModel-{length}-{fingerprint([*_model_files(source), *tokenizer_files])}"
+        self.dim: int = config.d_model
+        self._device, self._dtype = device, dtype
+        self.identity = (
+            f"T5EncoderModel-{self.max_tokens}-{fingerprint([*_model_files(self._source), *tokenizer_files])}"
+        )
+
+    @cached_property
+    def _model(self) -> Any:
+        from transformers import T5EncoderModel
+
+        return _load("codecs.text_weights", T5EncoderModel, self._source, self._dtype).to(self._device)
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
-        """A prompt -> [L, D] on the CPU; L counts the end-of-text token, so the empty prompt has L = 1."""
+        """A prompt -> [226, D] on the CPU, the padding's features included."""
         tokens = self._tokenizer(
             text, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
         )
-        features = self._model(tokens.input_ids.to(self._model.device)).last_hidden_state[0]  # [226, D]
-        count = int(tokens.attention_mask.sum()) if self._trim else self.max_tokens
-        return features[:count].float().cpu()
+        features = self._model(tokens.input_ids.to(self._model.device)).last_hidden_state  # [1, 226, D]
+        return features[0].float().cpu()
 
 
 class Wav2Vec2Encoder:
@@ -121,23 +138,25 @@ class Wav2Vec2Encoder:
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         released = ("Wav2Vec2Model", "Wav2Vec2ForCTC", "Wav2Vec2ForPreTraining")
-        source = _model_folder("codecs.audio_weights", folder, "architectures", released)
-        self._normalise = _reads_normalised(source, self.rate_hz)
+        self._source, _ = _model_folder("codecs.audio_weights", folder, "architectures", released)
 
+        from transformers import Wav2Vec2Config
+
+        config = Wav2Vec2Config.from_pretrained(self._source, local_files_only=True)
+        self._device, self._normalise = device, _reads_normalised(self._source, self.rate_hz)
+        self.layers: int = config.num_hidden_layers
+        self.dim: int = config.hidden_size
+        self._shortest = 1  # samples that give one feature of the convolutions
+        for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+            self._shortest = (self._shortest - 1) * stride + kernel
+        self.identity = f"Wav2Vec2Model-{fingerprint(_model_files(self._source))}"
+
+    @cached_property
+    def _model(self) -> Any:
         from transformers import Wav2Vec2Model
 
-        # never used outside of training, and left out of some releases
-        self._model = _load(
-            "codecs.audio_weights", Wav2Vec2Model, source, torch.float32, may_lack=("masked_spec_embed",)
-        ).to(device).eval()  # fmt: skip
-        self.layers: int = self._model.config.num_hidden_layers
-        self.dim: int = self._model.config.hidden_size
-        self._shortest = 1  # samples that give one feature of the convolutions
-        for kernel, stride in reversed(
-            list(zip(self._model.config.conv_kernel, self._model.config.conv_stride, strict=True))
-        ):
-            self._shortest = (self._shortest - 1) * stride + kernel
-        self.identity = f"Wav2Vec2Model-{fingerprint(_model_files(source))}"
+        unused = ("masked_spec_embed",)  # never used outside of training, and left out of some releases
+        return _load("codecs.audio_weights", Wav2Vec2Model, self._source, torch.float32, unused).to(self._device)
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, *, num_frames: int) -> Tensor:
@@ -180,27 +199,27 @@ def _model_files(source: Path) -> list[Path]:
     return [source / "config.json", *sorted(source.glob("*.safetensors"))]
 
 
-def _model_folder(key: str, source: Path, field: str, expected: tuple[str, ...]) -> Path:
-    """`source`, after checking that its config.json names an expected class and that it has safetensors weights."""
+def _model_folder(key: str, source: Path, field: str, expected: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
+    """`source` and its config.json, which must name an expected class; the folder must have safetensors weights."""
     wanted = f"expected a folder of {' or '.join(expected)} with config.json and .safetensors weights"
     if not source.is_dir():
-        raise ValueError(f"{key}: there is no folder {source}; {wanted}")
+        raise UserError(f"{key}: there is no folder {source}; {wanted}")
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{key}: {source} has no config.json; {wanted}") from None
+        raise UserError(f"{key}: {source} has no config.json; {wanted}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{key}: {source / 'config.json'} is not JSON ({error}); {wanted}") from error
+        raise UserError(f"{key}: {source / 'config.json'} is not JSON ({error}); {wanted}") from error
     config = config if isinstance(config, dict) else {}
     found = config.get(field)
     if not any(name in expected for name in (found if isinstance(found, list) else [found])):
         other = found or config.get("_class_name") or config.get("architectures") or "a config that names no class"
-        raise ValueError(f"{key}: {source} holds {other}; {wanted}")
+        raise UserError(f"{key}: {source} holds {other}; {wanted}")
     if not list(source.glob("*.safetensors")):
         others = sorted(path.name for path in source.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         held = f" (only {', '.join(others)}; pickled weights are not opened)" if others else ""
-        raise ValueError(f"{key}: {source} has no .safetensors weights{held}; {wanted}")
-    return source
+        raise UserError(f"{key}: {source} has no .safetensors weights{held}; {wanted}")
+    return source, config
 
 
 def _load(key: str, model_class: Any, source: Path, dtype: torch.dtype, may_lack: tuple[str, ...] = ()) -> Any:
@@ -210,10 +229,10 @@ def _load(key: str, model_class: Any, source: Path, dtype: torch.dtype, may_lack
             source, use_safetensors=True, local_files_only=True, output_loading_info=True, torch_dtype=dtype
         )
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{key}: the weights in {source} cannot be read as {model_class.__name__}: {error}") from error
+        raise UserError(f"{key}: the weights in {source} cannot be read as {model_class.__name__}: {error}") from error
     missing = sorted(name for name in report["missing_keys"] if name not in may_lack)
     if missing or report["mismatched_keys"]:
-        raise ValueError(
+        raise UserError(
             f"{key}: the weights in {source} are not all of a {model_class.__name__}: {len(missing)} missing "
             f"({', '.join(missing[:3])}), {len(report['mismatched_keys'])} of other shapes"
         )
@@ -227,7 +246,7 @@ def _reads_normalised(source: Path, rate_hz: int) -> bool:
         return True
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("sampling_rate", rate_hz) != rate_hz:
-        raise ValueError(
+        raise UserError(
             f"codecs.audio_weights: {path} wants sampling_rate={settings['sampling_rate']}; "
             f"tracks are sent at {rate_hz}"
         )

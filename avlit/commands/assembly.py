@@ -14,10 +14,10 @@ if TYPE_CHECKING:  # printing a config or starting the corpus writer must not wa
     from data.encode import Encoders
 
 
-def shard_root(config: Config) -> Path:
-    """The folder that training reads: `data.root`, or the embedded corpus, whose writer is started if need be."""
+def shard_roots(config: Config) -> list[Path]:
+    """The folders that training reads: `data.root`, or the embedded corpus, whose writer is started if need be."""
     if config.data.root is not None:
-        return Path(config.data.root)
+        return [Path(part) for part in config.data.root.split(",")]
     from data.clip import SUBSETS
     from data.corpus import CorpusSettings
     from data.embedded import ensure_embedded
@@ -26,38 +26,42 @@ def shard_root(config: Config) -> Path:
     settings = CorpusSettings(
         fps=data.fps, num_frames=data.num_frames, height=data.height, width=data.width, rate_hz=data.rate_hz
     )
-    return ensure_embedded(
+    root = ensure_embedded(
         Path(data.cache_dir), settings=settings, subsets=tuple(data.subsets) or SUBSETS, num_clips=data.num_clips
     )
+    return [root]
 
 
 def build_encoders(config: Config) -> Encoders:
     """The codecs that the config names; shards made by others are refused."""
+    import torch
+
     from avlit.codecs.build import build_text_encoder, build_track_encoder, build_video_codec
     from data.encode import Encoders
 
     codecs = config.codecs
+    device = "cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     return Encoders(
-        video=build_video_codec(codecs.video, codecs.video_weights),
-        tracks=build_track_encoder(codecs.audio, codecs.audio_weights),
-        text=build_text_encoder(codecs.text, codecs.text_weights),
+        video=build_video_codec(codecs.video, codecs.video_weights, device=device),
+        tracks=build_track_encoder(codecs.audio, codecs.audio_weights, device=device),
+        text=build_text_encoder(codecs.text, codecs.text_weights, device=device),
     )
 
 
-def build_datamodule(config: Config, root: Path, encoders: Encoders, *, start_step: int = 0) -> AVDataModule:
-    """The data module over `root`, which must have been made with `encoders`."""
+def build_datamodule(config: Config, roots: list[Path], encoders: Encoders, *, start_step: int = 0) -> AVDataModule:
+    """The data module over `roots`, which must have been made with `encoders`."""
     from data.datamodule import AVDataModule
     from data.shards import ShardSet
 
     data = config.data
     batch_size: int | dict[str, int] = data.batch_size
     if data.buckets:  # shapes that are not named take the common size
-        shapes = {shard.shape for shard in ShardSet.open(root).shards}
+        shapes = {shard.shape for shard in ShardSet.open(roots).shards}
         if unknown := data.buckets.keys() - shapes:
             raise ConfigError(f"data.buckets.{min(unknown)}: the shards hold clips of {', '.join(sorted(shapes))}")
         batch_size = {shape: data.buckets.get(shape, data.batch_size) for shape in shapes}
     return AVDataModule(
-        root,
+        roots,
         batch_size=batch_size,
         text_tokens=encoders.text.max_tokens,
         seed=config.seed,

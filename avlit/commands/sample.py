@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_root
+from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_roots
 from avlit.config import ConfigError, from_yaml
 from avlit.inherit import load_weights_into, resolve_weights
 from avlit.runs import find_run
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
     folder = Path(out) if out else run.samples_dir / f"step-{checkpoint.step:08d}-seed-{config.seed}"
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"out={folder}: is not empty; give another folder or another seed=")
-    root = shard_root(config)
+    roots = shard_roots(config)
 
     import torch
 
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     report = load_weights_into(module.model, checkpoint, ema=True, base_model=module.base_model)
     print(f"Step {checkpoint.step}: {report}")
     module.eval().to("cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-    clips = build_datamodule(config, root, encoders).heldout_samples(config.sample.count)
+    clips = build_datamodule(config, roots, encoders).heldout_samples(config.sample.count)
     paths = write_clips(module, clips, codec=encoders.video, settings=config.sample, seed=config.seed, folder=folder)
     for path in paths:
         print(path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_root
+from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_roots
 from avlit.config import Config, load_config, to_yaml
 from avlit.runs import Run, create_run, find_run, hold
 
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
 def train(config: Config, *, parent: str | None = None) -> Outcome:
     """Train one stage in a run folder of its own. parent: id of the run that this one is a stage of."""
     started = time.perf_counter()
-    root = shard_root(config)  # first, so that the corpus is written while torch is imported
+    roots = shard_roots(config)  # first, so that the corpus is written while torch is imported
     is_first_process = RUN_VARIABLE not in os.environ
     if is_first_process:
         run = create_run(Path(config.runs_dir), config.recipe, parent=parent)
@@ -51,7 +51,7 @@ def train(config: Config, *, parent: str | None = None) -> Outcome:
         run = find_run(Path(config.runs_dir), os.environ[RUN_VARIABLE])
     try:
         with hold(run) if is_first_process else nullcontext():
-            return _train(config, run, root, started, is_first_process=is_first_process)
+            return _train(config, run, roots, started, is_first_process=is_first_process)
     except BaseException:
         if is_first_process:
             run.update(status="failed")
@@ -61,7 +61,7 @@ def train(config: Config, *, parent: str | None = None) -> Outcome:
             del os.environ[RUN_VARIABLE]
 
 
-def _train(config: Config, run: Run, root: Path, started: float, *, is_first_process: bool) -> Outcome:
+def _train(config: Config, run: Run, roots: list[Path], started: float, *, is_first_process: bool) -> Outcome:
     import lightning.pytorch as pl
     import torch
 
@@ -82,7 +82,7 @@ def _train(config: Config, run: Run, root: Path, started: float, *, is_first_pro
     encoders = build_encoders(config)
     module = build_module(config)
     lineage = start_weights(module, config, run)
-    datamodule = build_datamodule(config, root, encoders)
+    datamodule = build_datamodule(config, roots, encoders)
     subsets = list(datamodule.weights)
     tracker = Tracker(
         run,
