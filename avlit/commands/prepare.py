@@ -64,4 +64,4 @@ def build_encoders(config: PrepareConfig) -> Encoders:
             text=build_text_encoder(codecs.text, codecs.text_weights, device=device),
         )
     except ValueError as error:
-        raise ConfigError(f"codecs: {error}") from error
+        raise ConfigError(str(error)) from error

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from avlit.errors import ConfigError
 from data.captions import mtv_caption
 from data.clip import SUBSETS
 
@@ -64,7 +65,7 @@ class Descriptions:
         try:
             lines = jsonl.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"captions={jsonl}: cannot be read as text: {error}") from error
+            raise ConfigError(f"captions={jsonl}: cannot be read as text: {error}") from error
         for number, line in enumerate(lines, start=1):
             place = f"{jsonl.name}, line {number}"
             if not line.strip():

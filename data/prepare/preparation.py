@@ -62,7 +62,7 @@ class Preparation:
 
 
 def find_clips(source: Path) -> list[Path]:
-    """Media files in `source` and its subfolders by their suffix, in order; hidden files and folders are passed over."""
+    """Media files in `source` and its subfolders by suffix, in order; hidden files and folders are passed over."""
     return sorted(
         path
         for path in source.rglob("*")

