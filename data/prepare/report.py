@@ -73,7 +73,7 @@ class Report:
         if missing := [name for name, count in self.counts().items() if not count["train"]]:
             lines.append(f"No training windows in {', '.join(missing)}: too few or too short clips")
         if missing := [name for name, count in self.counts().items() if not count["heldout"]]:
-            lines.append(f"No held-out windows in {', '.join(missing)}: training there needs validation.clips=0")
+            lines.append(f"No held-out windows in {', '.join(missing)}: train with validation.clips=0 sample.count=0")
         return lines
 
     def write(self, folder: Path) -> None:
