@@ -170,7 +170,10 @@ class AVDataModule(LightningDataModule):
         return collate(samples, step=0, slots=slots, text_tokens=self._text_tokens)
 
     def _heldout(self, num_clips: int, *, sound: bool) -> list[EncodedSample]:
-        """Reads clips by turns of the subsets; a subset that has no more, or a damaged clip, gives way to the next."""
+        """Reads clips by turns of the subsets; a subset that has no more, or a damaged clip, gives way to the next.
+
+        Fewer than `num_clips` where the shards hold fewer; ShardError where they hold none.
+        """
         weights = {name: weight for name, weight in self.weights.items() if weight > 0}
         places: dict[str, list[tuple[int, int]]] = {name: [] for name in weights}
         for number, shard in self.shards.select("heldout"):
@@ -178,13 +181,8 @@ class AVDataModule(LightningDataModule):
                 places[shard.subset] += [(number, index) for index in range(shard.samples)]
         names, mix = list(weights), Mix([Fraction(str(weight)) for weight in weights.values()])
         clips: list[EncodedSample] = []
-        available, number = sum(map(len, places.values())), 0
-        while len(clips) < num_clips:
-            if not any(places.values()):
-                raise ShardError(
-                    f"{num_clips} held-out clips were asked for; the shards hold {available} of "
-                    f"{', '.join(names)}, {available - len(clips)} of them damaged"
-                )
+        number = 0
+        while len(clips) < num_clips and any(places.values()):
             item, _ = mix.draw(number)
             number += 1
             waiting = places[names[item]]
@@ -195,4 +193,11 @@ class AVDataModule(LightningDataModule):
                     break
                 except DamagedSample as damage:
                     _log.warning("damaged held-out clip left out: %s", damage)
+        if num_clips and not clips:
+            raise ShardError(
+                f"the shards hold no readable held-out clip of {', '.join(names)}; make some (`just prepare` keeps a "
+                "share of the clips apart), or set validation.clips=0 sample.count=0 sample.sync_clips=0"
+            )
+        if len(clips) < num_clips:
+            _log.warning("%d held-out clips were asked for; the shards hold %d: these are used", num_clips, len(clips))
         return clips
