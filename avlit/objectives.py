@@ -1,6 +1,7 @@
 """What a model is asked to predict, and how far off it is: pure functions from latents to per-sample losses."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,12 +31,12 @@ def cogvideox_alphas_cumprod(*, snr_shift: float = 1.0) -> Tensor:
 
     snr_shift: 1 for the 5B models, 3 for 2B (models.md A). The values are those of diffusers' own scheduler.
     """
-    from diffusers import CogVideoXDPMScheduler
+    from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
     return CogVideoXDPMScheduler(**cogvideox_scheduler_config(snr_shift=snr_shift)).alphas_cumprod.float()
 
 
-def cogvideox_scheduler_config(*, snr_shift: float = 1.0) -> dict[str, object]:
+def cogvideox_scheduler_config(*, snr_shift: float = 1.0) -> dict[str, Any]:
     """The released scheduler settings of CogVideoX, as diffusers' schedulers take them."""
     return {
         "num_train_timesteps": 1000,
@@ -87,7 +88,7 @@ def shift_sigma(uniform: Tensor, shift: float) -> Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
-def wan_scheduler_config(*, shift: float) -> dict[str, object]:
+def wan_scheduler_config(*, shift: float) -> dict[str, Any]:
     """The released UniPC settings of Wan, as diffusers' schedulers take them."""
     return {
         "num_train_timesteps": 1000,

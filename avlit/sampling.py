@@ -15,7 +15,7 @@ class SchedulerError(UserError):
     """An unknown scheduler name; the message has the nearest one."""
 
 
-def build_scheduler(name: str, settings: dict[str, object], *, steps: int, device: torch.device | str = "cpu"):
+def build_scheduler(name: str, settings: dict[str, Any], *, steps: int, device: torch.device | str = "cpu"):
     """The diffusers scheduler class `name` with `settings` (those that the class knows), set to `steps` steps."""
     import diffusers
     from diffusers.schedulers.scheduling_utils import SchedulerMixin

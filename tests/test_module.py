@@ -90,6 +90,7 @@ def test_losses_are_logged_by_modality_subset_and_noise_level_with_their_means(t
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert isinstance(outputs, dict)
             losses.append(float(outputs["loss"]))
 
     fit(module, tmp_path, Watch(), training_log(written, max_nonfinite=3))

@@ -1,7 +1,9 @@
 """Noising, targets and losses against diffusers' schedulers and independent computations."""
 
+from typing import Any
+
 import torch
-from diffusers import CogVideoXDPMScheduler
+from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
 from avlit.objectives import (
     Losses,
@@ -25,7 +27,7 @@ def test_noising_and_velocity_equal_those_of_diffusers():
     clean, noise, timestep = pair()
     for snr_shift in (1.0, 3.0):
         alpha_bar = cogvideox_alphas_cumprod(snr_shift=snr_shift)[timestep]
-        scheduler = CogVideoXDPMScheduler(**cogvideox_scheduler_config(snr_shift=snr_shift))
+        scheduler: Any = CogVideoXDPMScheduler(**cogvideox_scheduler_config(snr_shift=snr_shift))
         torch.testing.assert_close(diffuse(clean, noise, alpha_bar), scheduler.add_noise(clean, noise, timestep))
         torch.testing.assert_close(velocity(clean, noise, alpha_bar), scheduler.get_velocity(clean, noise, timestep))
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class MTV(AVModule):
         )
 
     @property
-    def scheduler_settings(self) -> dict[str, object]:
+    def scheduler_settings(self) -> dict[str, Any]:
         """What the backbone's released scheduler was configured with."""
         if self.config.model.variant == "wan":
             return wan_scheduler_config(shift=self.config.flow_shift)
