@@ -78,7 +78,7 @@ class MTV(AVModule):
         given = keyframe_mask(draws, latent_frames=clean.shape[2], probabilities=self.config.keyframes)
         keyframes, mask = None, None
         if given is not None:
-            keyframes = torch.from_numpy(given).to(clean.device)  # [B, T]
+            keyframes = torch.from_numpy(given).to(clean.device, non_blocking=True)  # [B, T]
             frames = keyframes[:, None, :, None, None]  # [B, 1, T, 1, 1]
             least_noisy, _, _ = self.noised(clean, noise, np.zeros(len(batch)))  # t = 0
             noisy, mask = torch.where(frames, least_noisy, noisy), ~frames
@@ -91,7 +91,7 @@ class MTV(AVModule):
 
         CogVideoX predicts v at one of 1000 noise levels; Wan the flow's velocity, its levels shifted to high noise.
         """
-        uniform = torch.from_numpy(times).to(clean.device, clean.dtype)
+        uniform = torch.from_numpy(times).to(clean.dtype).to(clean.device, non_blocking=True)
         if self.config.model.variant == "wan":
             sigma = shift_sigma(uniform, self.config.flow_shift)
             return flow_diffuse(clean, noise, sigma), flow_velocity(clean, noise), 1000 * sigma
@@ -167,8 +167,8 @@ def mute(batch: AVBatch, *, keep_text: Tensor, keep_tracks: Tensor) -> AVBatch:
     if keep_text.all() and keep_tracks.all():
         return batch
     device = batch.text.device
-    text = keep_text.to(device, batch.text.dtype)[:, None, None]
-    tracks = keep_tracks.to(device, batch.speech.dtype)[:, None, None, None]
+    text = keep_text.to(batch.text.dtype).to(device, non_blocking=True)[:, None, None]
+    tracks = keep_tracks.to(batch.speech.dtype).to(device, non_blocking=True)[:, None, None, None]
     return replace(
         batch,
         text=batch.text * text,
