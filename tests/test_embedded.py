@@ -165,7 +165,9 @@ def test_training_reads_while_one_background_process_writes(tmp_path: Path) -> N
 def test_a_writer_that_fails_is_reported_with_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import data.embedded
 
-    monkeypatch.setattr(data.embedded, "_REPOSITORY", tmp_path)  # nothing to import there
+    (tmp_path / "data").mkdir()  # found before the real package, which an editable install makes importable anywhere
+    (tmp_path / "data" / "__init__.py").write_text("import no_such_module")
+    monkeypatch.setattr(data.embedded, "_REPOSITORY", tmp_path)
     root = ensure(tmp_path / "cache")
     with pytest.raises(ShardError, match=r"(?s)nothing is writing.*No module named.*Start the command again"):
         ShardSet.open(root)
