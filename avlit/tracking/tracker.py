@@ -108,7 +108,7 @@ class Tracker:
         session = {
             "store": self.store,
             "experiment": experiment,
-            "name": run_name or run.id,
+            "name": run_name or f"{run.recipe}-{run.id[-4:]}",  # what `run=` takes, first in a narrow column
             "parent": run.parent,
             "created": run.created,
             "is_resumed": is_resumed,
