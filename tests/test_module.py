@@ -149,6 +149,31 @@ def test_average_is_that_of_the_weights_and_the_exchange_is_bit_exact(tmp_path):
     assert all(torch.equal(p, t) for p, t in zip(module.model.parameters(), trained, strict=True))
 
 
+def skip_on_both_ranks(rank: int, folder: str) -> None:
+    """One of two processes: a NaN gradient on rank 1 only."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    module = Poisoned(steps=1)
+    optimizer = build_optimizer(module.model.parameters(), OptimizerConfig())
+    before = [p.detach().clone() for p in module.model.parameters()]
+    module.loss_is_finite = torch.tensor(True)
+    for parameter in module.model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan") if rank else 1.0)
+    module.configure_gradient_clipping(optimizer)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.model.parameters(), strict=True))
+    for parameter in module.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    module.configure_gradient_clipping(optimizer)
+    optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, module.model.parameters(), strict=True))
+    assert module.skipped == 1 and module.skipped_in_a_row == 0
+    torch.distributed.destroy_process_group()
+
+
+def test_a_non_finite_gradient_on_one_rank_is_left_out_on_all(tmp_path):
+    torch.multiprocessing.spawn(skip_on_both_ranks, (str(tmp_path),), nprocs=2)  # raises what a rank asserts
+
+
 def test_schedule_warms_up_and_ends_where_it_was_told():
     settings = {"steps": 1000, "warmup": 0.01, "final": 0.1}
     assert lr_factor(0, kind="linear", **settings) == pytest.approx(0.1)

@@ -7,8 +7,9 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,8 @@ def train(config: Config, *, parent: str | None = None) -> Outcome:
     else:
         run = find_run(Path(config.runs_dir), os.environ[RUN_VARIABLE])
     try:
-        with hold(run) if is_first_process else nullcontext():
+        # Further processes of the run say nothing: all that they would say is said by the first.
+        with hold(run) if is_first_process else redirect_stdout(StringIO()):
             return _train(config, run, roots, started, is_first_process=is_first_process)
     except BaseException:
         if is_first_process:
@@ -171,14 +173,16 @@ def _train(config: Config, run: Run, roots: list[Path], started: float, *, is_fi
         raise
     if saving.stopped_by is not None:
         tracker.finish("stopped")
-        run.update(status="stopped")
+        if is_first_process:
+            run.update(status="stopped")
         print(
             f"Stopped by {saving.stopped_by.name} after step {saving.saved_step}, which is saved: "
             f"`init={run.id}` starts another run from its weights"
         )
         return Outcome(run, {}, exit_status=128 + saving.stopped_by)
     tracker.finish("finished")
-    run.update(status="finished")
+    if is_first_process:
+        run.update(status="finished")
     metrics = summarise(heldout.history, samples.last, run)
     return Outcome(run, metrics)
 
