@@ -169,7 +169,8 @@ def wait_for_a_log_point(runs_dir: Path, process: subprocess.Popen) -> int:
     """The last step in the spool, once there is one."""
     while process.poll() is None:
         for path in runs_dir.glob("*/spool/*.jsonl"):
-            steps = [json.loads(line).get("step", 0) for line in path.read_text().splitlines() if '"step"' in line]
+            records = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            steps = [record["s"] for record in records if "s" in record]
             if steps and max(steps) > 0:
                 return max(steps)
         time.sleep(0.1)
