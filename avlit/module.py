@@ -132,7 +132,7 @@ class AVModule(pl.LightningModule):
 
         The fused optimizer reads `found_inf` on the device and then changes neither weights nor moments.
         """
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         skip = (~(torch.isfinite(norm) & self.loss_is_finite)).float()
         if dist.is_available() and dist.is_initialized():

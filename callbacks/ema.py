@@ -29,6 +29,8 @@ class EMA(pl.Callback):
         if self.decay and not self.average:
             self.average = {name: p.detach().float().clone() for name, p in module.trained_parameters.items()}
         self.average = {name: tensor.to(module.device) for name, tensor in self.average.items()}
+        # Views that follow the weights: walking through the model at every step costs as much as the average itself.
+        self.current = tuple(p.detach() for p in module.trained_parameters.values())
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -38,8 +40,7 @@ class EMA(pl.Callback):
         if not self.decay or not module.has_stepped(trainer, batch_idx) or module.steps_done(trainer) % self.every:
             return
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        current = [p.detach().float() for p in module.trained_parameters.values()]
-        get_ema_multi_avg_fn(decay)(tuple(self.average.values()), tuple(current), self.num_updates)
+        get_ema_multi_avg_fn(decay)(tuple(self.average.values()), self.current, self.num_updates)
         self.num_updates += 1
 
     def weights(self, module: AVModule) -> dict[str, Tensor]:
