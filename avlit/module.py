@@ -66,6 +66,7 @@ class AVModule(pl.LightningModule):
         self.seed = seed
         self.start_step = start_step
         self.base_model = ""  # fingerprint of released weights under the model, once they are loaded
+        self.released: frozenset[str] = frozenset()  # names of the tensors that came with them
         self.grad_norm: Tensor | None = None
         # Counted on the device and read at log points only, so that no step waits for it.
         self.register_buffer("skipped_in_a_row", torch.zeros(()), persistent=False)
@@ -94,7 +95,7 @@ class AVModule(pl.LightningModule):
 
     @abstractmethod
     def load_released(self, folder: str) -> str:
-        """Fill the backbone from released weights and set `base_model`; returns what was loaded, new and unused."""
+        """Fill the backbone, set `base_model` and `released`; returns what was loaded, new and unused, in words."""
 
     @property
     @abstractmethod
@@ -107,10 +108,9 @@ class AVModule(pl.LightningModule):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def saved_weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers that a checkpoint holds: all but the frozen ones that released weights restore."""
-        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
-        kept = self.model.state_dict()
-        return {name: tensor for name, tensor in kept.items() if not (self.base_model and name in frozen)}
+        """What a checkpoint holds: parameters and buffers but the untrained ones that released weights restore."""
+        left_out = self.released - self.trained_parameters.keys()
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in left_out}
 
     def steps_done(self, trainer: pl.Trainer) -> int:
         """Optimizer steps of the run so far, those before a resume included."""

@@ -1,7 +1,10 @@
 """What every test shares: two threads, a fixed seed for code that initialises weights, and no network."""
 
+import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +22,65 @@ def _fixed_seed() -> None:
     torch = sys.modules.get("torch")  # tests of the torch-free half must not import it
     if torch is not None:
         torch.manual_seed(0)
+
+
+# Released folders with tiny random weights, for every test that reads one.
+
+
+@pytest.fixture(scope="session")
+def cogvideox_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with `vae/`, `text_encoder/` and `tokenizer/`, as CogVideoX is released."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
+    from transformers import T5Config, T5EncoderModel
+
+    folder = tmp_path_factory.mktemp("CogVideoX")
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4,
+        "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2, "latent_channels": 4,
+        "scaling_factor": 0.7,
+    }  # fmt: skip
+    AutoencoderKLCogVideoX(**settings).save_pretrained(folder / "vae")
+    model = T5EncoderModel(
+        T5Config(vocab_size=160, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+    )
+    model.save_pretrained(folder / "text_encoder")
+    save_tokenizer(folder / "tokenizer")
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """A sentencepiece model of few pieces in the released layout: spiece.model and its configuration."""
+    import sentencepiece
+
+    folder.mkdir()
+    words = ["a woman talks to the camera", "two persons speak", "a ball hits the floor", "the lamp is on", "kitchen"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words * 4), model_prefix=str(folder / "spiece"), vocab_size=40, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "spiece.vocab").unlink()
+    settings = {
+        "tokenizer_class": "T5Tokenizer", "model_max_length": 226, "extra_ids": 100,
+        "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="session")
+def wav2vec2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder as wav2vec2-base-960h is released: the model with its CTC head."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    folder = tmp_path_factory.mktemp("wav2vec2")
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=8, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        conv_dim=(8,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    settings = {"do_normalize": True, "sampling_rate": 16000, "feature_extractor_type": "Wav2Vec2FeatureExtractor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder

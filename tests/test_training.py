@@ -210,3 +210,55 @@ def test_a_mistake_is_one_message_before_the_first_step(tmp_path, cache, word, m
 def test_distributed_environment_is_left_as_it_was(tmp_path, cache):
     run_stage(tmp_path, cache, "recipe=mtv_stage1", "train.steps=1", "sample.count=0", "sample.sync_clips=0")
     assert "AVLIT_RUN" not in os.environ
+
+
+def test_paper_settings_train_released_weights_on_prepared_clips(tmp_path, cogvideox_folder, wav2vec2_folder, capsys):
+    """The paper size's own path, at tiny sizes: real codecs, released backbone, frozen parts, bf16, accumulation."""
+    from avlit.commands import prepare
+    from avlit.media import write_mp4
+    from avlit.models.mst_controlnet import build_backbone
+    from data.corpus import CorpusSettings, make_clip
+
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for index in range(3):
+        clip = make_clip("single_character", index, CorpusSettings(num_frames=25))
+        write_mp4(clips / f"{index}.mp4", clip.frames, fps=12, waveform=clip.mix, rate_hz=16000, scale=1)
+        (clips / f"{index}.txt").write_text(clip.caption)
+    codecs = [
+        f"codecs.video_weights={cogvideox_folder}",
+        f"codecs.text_weights={cogvideox_folder}",
+        f"codecs.audio_weights={wav2vec2_folder}",
+    ]
+    shape = ["data.num_frames=9", "data.height=32", "data.width=32", "data.fps=12"]
+    shards = tmp_path / "shards"
+    status = prepare.main(
+        [f"source={clips}", f"out={shards}", "recipe=mtv_stage2", "size=paper", "heldout=0.3", *codecs, *shape]
+    )
+    assert status == 0
+    model = [
+        "model.num_layers=2", "model.num_heads=2", "model.head_dim=16", "model.in_channels=8", "model.out_channels=4",
+        "model.text_dim=16", "model.time_embed_dim=16", "model.sample_height=4", "model.sample_width=4",
+        "model.sample_frames=9", "model.audio_layers=3", "model.audio_dim=16", "model.audio_hidden=8",
+        "model.audio_tokens=2", "model.control_dim=16", "model.interaction_heads=2",
+    ]  # fmt: skip
+    released = tmp_path / "CogVideoX"
+    given = [
+        "recipe=mtv_stage2", "size=paper", f"data.root={shards}", f"model.weights={released}", *codecs, *shape, *model,
+        "data.batch_size=2", "train.accumulate=2", "train.steps=2", "sample.count=1", "sample.steps=2",
+        "optimizer.lr=1e-2", f"runs_dir={tmp_path / 'runs'}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+    ]  # fmt: skip
+    config = load_config(given)
+    backbone = build_backbone(config.model)
+    backbone.save_pretrained(released / "transformer")
+    outcome = train(config)
+    assert "new (control, injections)" in capsys.readouterr().out
+    saved = weights_of(outcome)
+    stock = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    trained = {name for name in saved if name in stock}
+    assert trained and all(".attn1." in name or ".norm2.norm." in name for name in trained)  # frozen ones are not saved
+    assert any(not torch.equal(saved[name], stock[name]) for name in trained)
+    assert any(name.startswith("injections.") for name in saved)
+    checkpoint, _ = newest_valid(outcome.run.checkpoints_dir)
+    assert checkpoint is not None and checkpoint.state.base_model
+    assert sample.main(["run=last", f"runs_dir={tmp_path / 'runs'}", f"out={tmp_path / 'clips_out'}"]) == 0

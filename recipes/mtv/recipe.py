@@ -57,6 +57,7 @@ class MTV(AVModule):
     def load_released(self, folder: str) -> str:
         """Read CogVideoX's (or Wan's) transformer from a released diffusers folder."""
         report = load_backbone(self.model, folder)
+        self.released = frozenset(report.loaded)
         self.base_model = fingerprint(Path(report.folder).glob("*.safetensors"))
         return str(report)
 
