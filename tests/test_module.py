@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from avlit.config import OptimizerConfig
 from avlit.module import build_optimizer, lr_factor
@@ -171,7 +172,7 @@ def skip_on_both_ranks(rank: int, folder: str) -> None:
 
 
 def test_a_non_finite_gradient_on_one_rank_is_left_out_on_all(tmp_path):
-    torch.multiprocessing.spawn(skip_on_both_ranks, (str(tmp_path),), nprocs=2)  # raises what a rank asserts
+    spawn(skip_on_both_ranks, (str(tmp_path),), nprocs=2)  # raises what a rank asserts
 
 
 def test_schedule_warms_up_and_ends_where_it_was_told():

@@ -19,6 +19,7 @@ from avlit.commands import curriculum, sample
 from avlit.commands.train import Outcome, train
 from avlit.config import load_config
 from avlit.runs import list_runs
+from recipes.mtv.config import MTVConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -249,6 +250,7 @@ def test_paper_settings_train_released_weights_on_prepared_clips(tmp_path, cogvi
         "optimizer.lr=1e-2", f"runs_dir={tmp_path / 'runs'}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]  # fmt: skip
     config = load_config(given)
+    assert isinstance(config, MTVConfig)
     backbone = build_backbone(config.model)
     backbone.save_pretrained(released / "transformer")
     outcome = train(config)
