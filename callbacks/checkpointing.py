@@ -43,6 +43,8 @@ class Checkpointing(pl.Callback):
         moments = {f"{i}/{slot}": p for i, p in enumerate(trained) for slot in ("exp_avg", "exp_avg_sq")}
         if trainer.is_global_zero:
             check_writable(self.writer.folder, free_bytes_needed(weights, moments, self.ema.average, keep=self.keep))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self.hosts = torch.distributed.new_group(backend="gloo")  # asks the other hosts, never the device
         # Only a flag is set in the handler; Lightning's own would end the run without saving it.
         self.previous = {number: signal.signal(number, self._ask_to_stop) for number in STOP_SIGNALS}
 
@@ -58,17 +60,17 @@ class Checkpointing(pl.Callback):
         if not module.has_stepped(trainer, batch_idx):
             return
         step = module.steps_done(trainer)
-        if self._any_rank_stops(module.device):
+        if self._any_rank_stops():
             self.save(trainer, module, step)
             trainer.should_stop = True
         elif step == module.total_steps or (self.every and step % self.every == 0):
             self.save(trainer, module, step)
 
-    def _any_rank_stops(self, device: torch.device) -> bool:
+    def _any_rank_stops(self) -> bool:
         asked = self.stopped_by is not None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            flag = torch.tensor(float(self.stopped_by or 0), device=device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            flag = torch.tensor(float(self.stopped_by or 0))
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.hosts)
             asked = flag.item() > 0
             if asked:
                 self.stopped_by = signal.Signals(int(flag.item()))

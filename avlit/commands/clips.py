@@ -20,7 +20,7 @@ from data.datamodule import HeldoutClip
 SAMPLING_BATCH = 16
 
 
-def sample_video(
+def sample_videos(
     module: AVModule,
     clips: Sequence[HeldoutClip],
     *,
@@ -28,29 +28,30 @@ def sample_video(
     settings: SampleConfig,
     seed: int,
     gives_first_frame: bool = False,
-) -> Tensor:
-    """Clips of one shape -> generated video [B, 3, F, H, W] in [-1, 1], on the CPU; clip i has seed `seed` + i.
+) -> list[Tensor]:
+    """Generated videos [3, F, H, W] in [-1, 1], on the CPU, in the order of the clips; clip i has seed `seed` + i.
 
     gives_first_frame: the true first latent frame is given, so that place and looks are the true clip's.
     """
-    videos = []
-    for start in range(0, len(clips), SAMPLING_BATCH):
-        part = clips[start : start + SAMPLING_BATCH]
-        batch = concatenate([clip.batch for clip in part]).to(module.device)
-        keyframes = None
-        if gives_first_frame:
-            keyframes = torch.zeros(len(part), batch.video_latents.shape[2], dtype=torch.bool, device=module.device)
-            keyframes[:, 0] = True
-        latents = module.sample(
-            batch,
-            seeds=[seed + start + offset for offset in range(len(part))],
-            steps=settings.steps,
-            guidance=settings.guidance,
-            scheduler=settings.scheduler,
-            keyframes=keyframes,
-        )
-        videos.append(codec.decode(latents.float()).clamp(-1, 1).cpu())
-    return torch.cat(videos)
+    videos: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(clip.annotation.shape for clip in clips):  # clips of one size go together
+        numbers = [number for number, clip in enumerate(clips) if clip.annotation.shape == shape]
+        for part in (numbers[i : i + SAMPLING_BATCH] for i in range(0, len(numbers), SAMPLING_BATCH)):
+            batch = concatenate([clips[number].batch for number in part]).to(module.device)
+            keyframes = None
+            if gives_first_frame:
+                keyframes = torch.zeros(len(part), batch.video_latents.shape[2], dtype=torch.bool, device=module.device)
+                keyframes[:, 0] = True
+            latents = module.sample(
+                batch,
+                seeds=[seed + number for number in part],
+                steps=settings.steps,
+                guidance=settings.guidance,
+                scheduler=settings.scheduler,
+                keyframes=keyframes,
+            )
+            videos |= zip(part, codec.decode(latents.float()).clamp(-1, 1).cpu(), strict=True)
+    return [videos[number] for number in range(len(clips))]
 
 
 def to_frames(video: Tensor) -> np.ndarray:
@@ -69,7 +70,7 @@ def write_clips(
 ) -> list[Path]:
     """Sample, and write one MP4 with sound a clip and a contact sheet of all with their spectrograms."""
     folder.mkdir(parents=True, exist_ok=True)
-    frames = [to_frames(video) for video in sample_video(module, clips, codec=codec, settings=settings, seed=seed)]
+    frames = [to_frames(video) for video in sample_videos(module, clips, codec=codec, settings=settings, seed=seed)]
     paths = []
     for clip, each in zip(clips, frames, strict=True):
         paths.append(folder / f"{clip.batch.keys[0]}.mp4")
@@ -96,9 +97,9 @@ def measure_lip_sync(
     clips = [clip for clip in clips if clip.annotation.truth.get("speech_envelope")]
     if not clips:
         return {}
-    video = sample_video(module, clips, codec=codec, settings=settings, seed=seed, gives_first_frame=True)
+    videos = sample_videos(module, clips, codec=codec, settings=settings, seed=seed, gives_first_frame=True)
     apertures, envelopes = [], []
-    for clip, each in zip(clips, video, strict=True):
+    for clip, each in zip(clips, videos, strict=True):
         speech = clip.annotation.truth["speech_envelope"]
         assert isinstance(speech, list)
         for person, envelope in enumerate(speech):
