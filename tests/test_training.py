@@ -213,19 +213,54 @@ def test_distributed_environment_is_left_as_it_was(tmp_path, cache):
     assert "AVLIT_RUN" not in os.environ
 
 
+def write_raw_clips(folder: Path) -> Path:
+    """Three captioned MP4s of two seconds."""
+    from avlit.media import write_mp4
+    from data.corpus import CorpusSettings, make_clip
+
+    folder.mkdir()
+    for index in range(3):
+        clip = make_clip("single_character", index, CorpusSettings())
+        write_mp4(folder / f"{index}.mp4", clip.frames, fps=12, waveform=clip.mix, rate_hz=16000, scale=1)
+        (folder / f"{index}.txt").write_text(clip.caption)
+    return folder
+
+
+def test_clips_of_two_sizes_train_and_are_sampled_in_one_run(tmp_path, cache):
+    from avlit.commands import prepare
+
+    clips = write_raw_clips(tmp_path / "clips")
+    for width in (32, 48):
+        settings = ["data.num_frames=9", "data.height=32", f"data.width={width}", "heldout=0.3"]
+        assert prepare.main([f"source={clips}", f"out={tmp_path / str(width)}", *settings]) == 0
+    roots = f"data.root={tmp_path / '32'},{tmp_path / '48'}"
+    given = [
+        word
+        for word in words(tmp_path, cache, "recipe=mtv_stage1", roots, "data.subsets={single_character: 1}")
+        if not word.startswith(("data.num_clips", "data.cache_dir"))
+    ]
+    given = [word for word in given if not word.startswith("sample.count")]
+    outcome = train(load_config([*given, "data.buckets={9x32x48: 2}", "train.steps=4", "sample.count=8"]))
+    assert outcome.run.record().status == "finished"
+    sizes = {frame_size(path) for path in outcome.run.samples_dir.glob("*/*.mp4")}
+    assert sizes == {1.0, 1.5}
+
+
+def frame_size(path: Path) -> float:
+    """Width over height."""
+    from avlit.media import probe
+
+    info = probe(path)
+    assert info.width and info.height
+    return info.width / info.height
+
+
 def test_paper_settings_train_released_weights_on_prepared_clips(tmp_path, cogvideox_folder, wav2vec2_folder, capsys):
     """The paper size's own path, at tiny sizes: real codecs, released backbone, frozen parts, bf16, accumulation."""
     from avlit.commands import prepare
-    from avlit.media import write_mp4
     from avlit.models.mst_controlnet import build_backbone
-    from data.corpus import CorpusSettings, make_clip
 
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    for index in range(3):
-        clip = make_clip("single_character", index, CorpusSettings(num_frames=25))
-        write_mp4(clips / f"{index}.mp4", clip.frames, fps=12, waveform=clip.mix, rate_hz=16000, scale=1)
-        (clips / f"{index}.txt").write_text(clip.caption)
+    clips = write_raw_clips(tmp_path / "clips")
     codecs = [
         f"codecs.video_weights={cogvideox_folder}",
         f"codecs.text_weights={cogvideox_folder}",

@@ -72,8 +72,8 @@ def write_clips(
     folder.mkdir(parents=True, exist_ok=True)
     frames = [to_frames(video) for video in sample_videos(module, clips, codec=codec, settings=settings, seed=seed)]
     paths = []
-    for clip, each in zip(clips, frames, strict=True):
-        paths.append(folder / f"{clip.batch.keys[0]}.mp4")
+    for number, (clip, each) in enumerate(zip(clips, frames, strict=True)):
+        paths.append(folder / f"{number:02d}-{clip.batch.keys[0]}.mp4")  # keys may recur in another shard folder
         write_mp4(paths[-1], each, fps=clip.annotation.fps, waveform=clip.waveform, rate_hz=clip.rate_hz)
     sheet = folder / "contact_sheet.png"
     contact_sheet(
