@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -44,7 +45,7 @@ class Checkpointing(pl.Callback):
         if trainer.is_global_zero:
             check_writable(self.writer.folder, free_bytes_needed(weights, moments, self.ema.average, keep=self.keep))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.hosts = torch.distributed.new_group(backend="gloo")  # asks the other hosts, never the device
+            self.hosts: Any = torch.distributed.new_group(backend="gloo")  # asks the other hosts, never the device
         # Only a flag is set in the handler; Lightning's own would end the run without saving it.
         self.previous = {number: signal.signal(number, self._ask_to_stop) for number in STOP_SIGNALS}
 
