@@ -26,7 +26,7 @@ RUN_VARIABLE = "AVLIT_RUN"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended. stopped_by: exit status for a run that a signal ended (128 + its number), else 0."""
+    """How a training ended. exit_status: 128 + its number where a signal ended the run, else 0."""
 
     run: Run
     metrics: dict[str, float]
