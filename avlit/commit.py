@@ -16,8 +16,8 @@ from pathlib import Path
 
 import xxhash
 
+from avlit.durable import sync_folder
 from avlit.errors import UserError
-from avlit.runs import sync_folder
 
 MANIFEST_NAME = "COMMIT.json"
 # Against damage, not against an adversary: measured 32 GB/s where sha256 does 2 (and a bit flip is as visible).

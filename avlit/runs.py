@@ -13,6 +13,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
+from avlit.durable import sync_folder, write_atomically
 from avlit.errors import UserError
 
 RECORD_NAME = "run.json"
@@ -181,26 +182,6 @@ def sweep_unfinished(runs_dir: Path, *, older_than_s: float = 3600.0) -> None:
     for path in runs_dir.glob(".????????-??????-*"):
         if now - path.stat().st_mtime > older_than_s:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file: readers see the old text or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make a rename inside the folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _to_run(path: Path, record: RunRecord) -> Run:

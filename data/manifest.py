@@ -8,7 +8,8 @@ from pathlib import Path
 
 import xxhash
 
-from data.shard_index import ShardError, write_atomically
+from avlit.durable import write_atomically
+from data.shard_index import ShardError
 
 MANIFEST = "shards.json"
 FORMAT = 1

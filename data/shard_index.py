@@ -1,7 +1,6 @@
 """The index beside every shard: each sample's key, members, places, checksums and fields, so reading needs no scan."""
 
 import json
-import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,26 +120,6 @@ def index_tar(tar: Path, *, name: str | None = None) -> ShardIndex:
 def checksum(data: bytes | memoryview) -> str:
     """xxh3_64 as 16 hex digits."""
     return xxhash.xxh3_64_hexdigest(data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `path` so that it is either absent, the old file, or all of `data`, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check(name: str, key: str, members: dict[str, Member], contents: dict[str, np.ndarray]) -> IndexedSample:

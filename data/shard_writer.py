@@ -6,10 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from avlit.durable import sync_folder, write_atomically
 from data.live_writer import WriterLock
 from data.manifest import MANIFEST, SPLITS, Identity, Manifest, Shard, check_identity, read_manifest, seal
 from data.sample import EncodedSample, pack
-from data.shard_index import ShardError, index_path, index_tar, parse_index, sync_folder, write_atomically
+from data.shard_index import ShardError, index_path, index_tar, parse_index
 
 
 class ShardWriter:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from avlit.runs import Run, write_atomically
+from avlit.durable import write_atomically
+from avlit.runs import Run
 
 POINTS, FILES, PROGRESS = "metrics.jsonl", "artifacts.jsonl", "drained.json"
 READ_BYTES = 4 << 20

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import xxhash
 from tqdm import tqdm
 
+from avlit.durable import sync_folder
 from avlit.errors import UserError
 from avlit.timing import Timing
 from data.clip import RawClip
@@ -28,7 +29,6 @@ from data.prepare.separation import Separator
 from data.prepare.splits import Splitter
 from data.prepare.windows import ClipWindows
 from data.sample import EncodedSample
-from data.shard_index import sync_folder
 from data.shards import ShardWriter
 
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
