@@ -6,7 +6,7 @@ them. Logging, EMA, samples and checkpoints are callbacks.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import lightning.pytorch as pl
 import torch
@@ -86,8 +86,12 @@ class AVModule(pl.LightningModule):
         guidance: float,
         scheduler: str,
         keyframes: Tensor | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> Tensor:
-        """Latents [B, C, T, h, w] generated for the batch's conditions, clip i from `seeds[i]` alone."""
+        """Latents [B, C, T, h, w] generated for the batch's conditions, clip i from `seeds[i]` alone.
+
+        on_step: called after every step of the sampler; what it raises ends the sampling.
+        """
 
     @abstractmethod
     def freeze(self) -> None:

@@ -42,15 +42,18 @@ def run_scheduler(
     noise: Tensor,
     scheduler,
     generators: Sequence[torch.Generator],
+    on_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Denoise `noise` [B, ...] to clean latents of the same shape.
 
     predict: (latents, timestep) -> the model's output, guidance included. generators: one for each clip, for the
-    noise that SDE samplers add, so that a clip does not depend on the others in its batch.
+    noise that SDE samplers add, so that a clip does not depend on the others in its batch. on_step: called after every
+    step; what it raises ends the sampling.
     """
     latents = noise * scheduler.init_noise_sigma
     previous_clean = None
     timesteps = scheduler.timesteps.tolist()
+    takes_generators = "generator" in inspect.signature(scheduler.step).parameters
     for index, timestep in enumerate(timesteps):
         output = predict(scheduler.scale_model_input(latents, timestep), timestep)
         if type(scheduler).__name__ == "CogVideoXDPMScheduler":  # its two-step rule is told the steps from outside
@@ -59,9 +62,11 @@ def run_scheduler(
                 output, previous_clean, timestep, back, latents, generator=list(generators), return_dict=False
             )
             latents, previous_clean = step
-        elif "generator" in scheduler.step.__code__.co_varnames:
+        elif takes_generators:
             latents = scheduler.step(output, timestep, latents, generator=list(generators), return_dict=False)[0]
         else:
             latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
         latents = latents.to(noise.dtype)
+        if on_step is not None:
+            on_step()
     return latents

@@ -47,8 +47,12 @@ def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> Encod
                 f"and {clip.rate_hz} Hz last {expected}"
             )
     video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2).float().div(127.5).sub(1)  # [3, F, H, W]
-    tracks = {name: _features(getattr(clip, name), clip, encoders.tracks) for name in ("speech", "effects", "music")}
-    second = None if clip.speech_second is None else _features(clip.speech_second, clip, encoders.tracks)
+
+    def features(track: np.ndarray) -> np.ndarray:
+        return track_features(track, rate_hz=clip.rate_hz, encoder=encoders.tracks, num_frames=num_frames)
+
+    tracks = {name: features(getattr(clip, name)) for name in ("speech", "effects", "music")}
+    second = None if clip.speech_second is None else features(clip.speech_second)
     annotation = Annotation(
         caption=clip.caption,
         transcript=clip.transcript,
@@ -73,12 +77,12 @@ def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> Encod
     )
 
 
-def _features(track: np.ndarray, clip: RawClip, encoder: TrackEncoder) -> np.ndarray:
-    """A track [N] at the clip's rate -> features [F, K, D] at the video's frame rate."""
-    if clip.rate_hz != encoder.rate_hz:
+def track_features(track: np.ndarray, *, rate_hz: int, encoder: TrackEncoder, num_frames: int) -> np.ndarray:
+    """A track [N] at `rate_hz` that covers `num_frames` of video -> features [F, K, D] at the video's frame rate."""
+    if rate_hz != encoder.rate_hz:
         from scipy.signal import resample_poly
 
-        divisor = gcd(clip.rate_hz, encoder.rate_hz)
-        track = resample_poly(track, encoder.rate_hz // divisor, clip.rate_hz // divisor)
+        divisor = gcd(rate_hz, encoder.rate_hz)
+        track = resample_poly(track, encoder.rate_hz // divisor, rate_hz // divisor)
     waveform = torch.from_numpy(np.ascontiguousarray(track, np.float32))
-    return encoder.encode(waveform, num_frames=len(clip.frames)).float().numpy()
+    return encoder.encode(waveform, num_frames=num_frames).float().numpy()

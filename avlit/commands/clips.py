@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,12 @@ def sample_videos(
     settings: SampleConfig,
     seed: int,
     gives_first_frame: bool = False,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Tensor]:
     """Generated videos [3, F, H, W] in [-1, 1], on the CPU, in the order of the clips; clip i has seed `seed` + i.
 
     gives_first_frame: the true first latent frame is given, so that place and looks are the true clip's.
+    on_step: called after every step of the sampler, for each batch of clips.
     """
     videos: dict[int, Tensor] = {}
     for shape in dict.fromkeys(clip.annotation.shape for clip in clips):  # clips of one size go together
@@ -49,6 +51,7 @@ def sample_videos(
                 guidance=settings.guidance,
                 scheduler=settings.scheduler,
                 keyframes=keyframes,
+                on_step=on_step,
             )
             videos |= zip(part, codec.decode(latents.float()).clamp(-1, 1).cpu(), strict=True)
     return [videos[number] for number in range(len(clips))]
@@ -67,10 +70,12 @@ def write_clips(
     settings: SampleConfig,
     seed: int,
     folder: Path,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Path]:
     """Sample, and write one MP4 with sound a clip and a contact sheet of all with their spectrograms."""
+    videos = sample_videos(module, clips, codec=codec, settings=settings, seed=seed, on_step=on_step)
+    frames = [to_frames(video) for video in videos]
     folder.mkdir(parents=True, exist_ok=True)
-    frames = [to_frames(video) for video in sample_videos(module, clips, codec=codec, settings=settings, seed=seed)]
     paths = []
     for number, (clip, each) in enumerate(zip(clips, frames, strict=True)):
         paths.append(folder / f"{number:02d}-{clip.batch.keys[0]}.mp4")  # keys may recur in another shard folder
@@ -87,7 +92,13 @@ def write_clips(
 
 
 def measure_lip_sync(
-    module: AVModule, clips: Sequence[HeldoutClip], *, codec: VideoCodec, settings: SampleConfig, seed: int
+    module: AVModule,
+    clips: Sequence[HeldoutClip],
+    *,
+    codec: VideoCodec,
+    settings: SampleConfig,
+    seed: int,
+    on_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Lip sync of generated clips with their own and with other clips' speech, on the embedded corpus.
 
@@ -97,7 +108,9 @@ def measure_lip_sync(
     clips = [clip for clip in clips if clip.annotation.truth.get("speech_envelope")]
     if not clips:
         return {}
-    videos = sample_videos(module, clips, codec=codec, settings=settings, seed=seed, gives_first_frame=True)
+    videos = sample_videos(
+        module, clips, codec=codec, settings=settings, seed=seed, gives_first_frame=True, on_step=on_step
+    )
     apertures, envelopes = [], []
     for clip, each in zip(clips, videos, strict=True):
         speech = clip.annotation.truth["speech_envelope"]

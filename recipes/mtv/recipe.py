@@ -1,6 +1,6 @@
 """MTV's training step and sampler: video driven by demixed speech, effects and music (arXiv 2506.08003)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,11 +135,12 @@ class MTV(AVModule):
         guidance: float,
         scheduler: str,
         keyframes: Tensor | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Latents [B, C, T, h, w] for the batch's prompts and tracks, one seed a clip.
 
         Guidance contrasts text and tracks together with neither (MTV's code; 3.5). keyframes bool [B, T]: latent
-        frames of `batch.video_latents` that are given; all others are generated.
+        frames of `batch.video_latents` that are given; all others are generated. on_step: called after every step.
         """
         given = batch.video_latents
         rows = [numpy_generator(seed, "sample").standard_normal(given.shape[1:], dtype="float32") for seed in seeds]
@@ -159,7 +160,7 @@ class MTV(AVModule):
             return guide(conditional, self._predict(without, latents, times, keyframes), guidance)
 
         generators = [torch.Generator(device=given.device).manual_seed(seed) for seed in seeds]
-        latents = run_scheduler(predict, noise=noise, scheduler=sampler, generators=generators)
+        latents = run_scheduler(predict, noise=noise, scheduler=sampler, generators=generators, on_step=on_step)
         return latents if frames is None else torch.where(frames, given, latents)
 
 
