@@ -1,4 +1,4 @@
-"""Media files to arrays and back: clips and sounds in, MP4s with sound and contact sheets out."""
+"""Media files to arrays: clips, sounds and pictures in; `avlit/mp4.py` and `avlit/contact_sheet.py` are the way out."""
 
 import math
 from collections.abc import Iterator
@@ -9,36 +9,38 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
-from scipy.signal import resample_poly
+from PIL import Image, ImageOps
 
 from avlit.contact_sheet import contact_sheet
+from avlit.errors import UserError
+from avlit.mp4 import MP4Writer, write_mp4
+from avlit.sound import fit, resample, to_mono
 
 __all__ = [
+    "MP4Writer",
     "MediaClip",
     "MediaError",
     "MediaInfo",
     "NoAudioError",
     "NoVideoError",
+    "audio_length_s",
     "contact_sheet",
     "probe",
     "read_audio",
     "read_clip",
+    "read_image",
     "write_mp4",
 ]
 
-AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
-WATCHABLE = 256
-"""Pixels that the shorter side of a written clip has at least, unless a scale is given."""
 GAP_S = 0.02
 """A hole in the sound's time stamps longer than this is kept as silence; shorter ones are rounding."""
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
     """A file that cannot be used; the message starts with its path and says why."""
 
 
@@ -132,70 +134,55 @@ def read_clip(
     waveform = None
     if rate_hz is not None:
         length_s = len(frames) / rate
-        waveform = _read_sound(path, rate_hz, origin + start_s, length_s)
-        waveform = _fit(waveform, round(length_s * rate_hz))
+        waveform = _read_sound(path, rate_hz, origin_s=origin, start_s=start_s, length_s=length_s)
+        waveform = fit(waveform, round(length_s * rate_hz))
     return MediaClip(frames=np.stack(frames), fps=rate, waveform=waveform, rate_hz=rate_hz)
 
 
-def read_audio(path: Path | str, rate_hz: int) -> np.ndarray:
-    """A sound file's (or a video's) sound as float32 [N] mono in [-1, 1] at `rate_hz`, from its own first sample on."""
-    return _read_sound(path, rate_hz, None, math.inf)
+def read_audio(path: Path | str, rate_hz: int, *, start_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
+    """A sound file's (or a video's) sound as float32 [N] mono in [-1, 1] at `rate_hz`.
 
-
-def write_mp4(
-    path: Path | str,
-    frames: np.ndarray,
-    *,
-    fps: float,
-    waveform: np.ndarray | None = None,
-    rate_hz: int | None = None,
-    scale: int | None = None,
-) -> None:
-    """frames uint8 [F, H, W, 3] and mono sound [N] in [-1, 1] -> H.264 and AAC that browsers play.
-
-    scale: each pixel becomes a square of this many; by default as many as it takes for the shorter side to have 256.
-    Odd sizes repeat their last row or column. The file appears complete or not at all.
+    start_s, duration_s: the part that is read, from the sound's own first sample on; shorter where the sound ends, and
+    empty beyond. A part equals the same part of the whole bit for bit where the file's time stamps are exact.
     """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
-        raise ValueError(f"frames of shape {frames.shape}, {frames.dtype}: write_mp4 writes uint8 [F, H, W, 3], F > 0")
-    if waveform is not None and (rate_hz is None or waveform.ndim != 1):
-        raise ValueError(f"a waveform of shape {waveform.shape} at rate_hz={rate_hz}: sound is mono [N] with its rate")
-    scale = scale or max(1, -(-WATCHABLE // min(frames.shape[1:3])))
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        _encode(container, frames, Fraction(fps).limit_denominator(60000), scale, waveform, rate_hz)
-    part.replace(path)
+    # From a whole second on, where samples of any two rates meet, and one earlier for the resampler's filter.
+    lead_s = max(0, math.floor(start_s) - 1)
+    end_s = math.inf if duration_s is None else start_s + duration_s
+    sound = _read_sound(path, rate_hz, origin_s=None, start_s=float(lead_s), length_s=end_s - lead_s)
+    first = round((start_s - lead_s) * rate_hz)
+    return sound[first:] if duration_s is None else sound[first : first + round(duration_s * rate_hz)]
 
 
-def _encode(
-    container: OutputContainer,
-    frames: np.ndarray,
-    fps: Fraction,
-    scale: int,
-    waveform: np.ndarray | None,
-    rate_hz: int | None,
-) -> None:
-    height, width = (-(-pixels * scale // 2) * 2 for pixels in frames.shape[1:3])
-    video = container.add_stream("libx264", rate=fps, options={"crf": "14", "preset": "veryfast"})
-    video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-    audio = None
-    if waveform is not None and rate_hz is not None:
-        target = rate_hz if rate_hz in AAC_RATES else 48000
-        samples = np.clip(_resample(waveform.astype(np.float32), rate_hz, target), -1.0, 1.0).astype(np.float32)
-        audio = container.add_stream("aac", rate=target, layout="mono", options={"b": "128k"})
-    for picture in frames:
-        picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-        picture = np.pad(picture, ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0)), mode="edge")
-        container.mux(video.encode(VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-    container.mux(video.encode(None))
-    if audio is None:
-        return
-    for start in range(0, len(samples), 1024):
-        sound = AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
-        sound.sample_rate, sound.pts, sound.time_base = target, start, Fraction(1, target)
-        container.mux(audio.encode(sound))
-    container.mux(audio.encode(None))
+def audio_length_s(path: Path | str) -> float:
+    """Seconds of a file's sound, by decoding all of it: what `read_audio` would stumble on is found here.
+
+    Memory does not grow with the length. Raises MediaError as `read_audio` does, and where the file is cut off.
+    """
+    with _opened(path) as container:
+        stream, native = _sound_stream(path, container)
+        end = 0
+        for place, samples in _sound_pieces(path, container, stream, native, _start_s(stream)):
+            end = max(end, place + len(samples))
+        declared = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    if end <= 0:
+        raise MediaError(f"{path}: its audio stream is empty")
+    if end / native < declared - max(0.5, 0.05 * declared):
+        raise MediaError(
+            f"{path}: is cut off; it declares {declared:.2f} s of sound and ends after {end / native:.2f} s"
+        )
+    return end / native
+
+
+def read_image(path: Path | str, *, size: tuple[int, int]) -> np.ndarray:
+    """A picture file -> uint8 [H, W, 3] of `size` (height, width), upright, scaled to cover and cut as clips are."""
+    if not Path(path).is_file():
+        raise MediaError(f"{path}: there is no such file")
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+        raise MediaError(f"{path}: cannot be read as a picture ({error})") from error
+    return _to_array(VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"), size)
 
 
 @contextmanager
@@ -292,66 +279,60 @@ def _to_array(frame: VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(picture[top : top + height, left : left + width], turns))
 
 
-def _read_sound(path: Path | str, rate_hz: int, start_s: float | None, length_s: float) -> np.ndarray:
-    """Mono sound from `start_s` of the file's clock (None: from the sound's beginning) for at most `length_s`."""
+def _read_sound(
+    path: Path | str, rate_hz: int, *, origin_s: float | None, start_s: float, length_s: float
+) -> np.ndarray:
+    """Mono sound from `start_s` after `origin_s` on the file's clock (None: the sound's beginning) for `length_s`.
+
+    What the resampler's filter reads beyond the end may follow.
+    """
     with _opened(path) as container:
-        stream = _audio_stream(container)
-        if stream is None:
-            raise NoAudioError(f"{path}: has no audio stream")
-        native = stream.codec_context.sample_rate
-        if not native or stream.time_base is None:
-            raise MediaError(f"{path}: does not say the rate of its sound")
-        start_s = _start_s(stream) if start_s is None else start_s
-        if start_s > 1.0:  # a second earlier: decoders need some packets to settle
-            container.seek(int((start_s - 1.0) / stream.time_base), stream=stream, backward=True)
-        pieces: list[tuple[int, np.ndarray]] = []  # (place of the first sample after start_s, samples)
-        place: int | None = None
-        try:
-            for frame in container.decode(stream):
-                if frame.sample_rate != native:
-                    raise MediaError(f"{path}: its sound changes rate from {native} to {frame.sample_rate} Hz")
-                if frame.pts is not None and frame.time_base is not None:
-                    stamped = round((float(frame.pts * frame.time_base) - start_s) * native)
-                    if place is None or abs(stamped - place) > GAP_S * native:
-                        place = stamped
-                place = place or 0
-                samples = _to_mono(frame)
-                pieces.append((place, samples))
-                place += len(samples)
-                if place > (length_s + 0.1) * native:  # what the resampler's filter reads beyond the end
-                    break
-        except FFmpegError as error:
-            raise MediaError(f"{path}: its sound cannot be decoded ({error.strerror})") from error
-    if not pieces:
+        stream, native = _sound_stream(path, container)
+        begin_s = start_s + (_start_s(stream) if origin_s is None else origin_s)
+        pieces: list[tuple[int, np.ndarray]] = []
+        for place, samples in _sound_pieces(path, container, stream, native, begin_s):
+            pieces.append((place, samples))
+            if place + len(samples) > (length_s + 0.1) * native:
+                break
+    if not pieces and start_s == 0:
         raise MediaError(f"{path}: its audio stream is empty")
-    end = max(place + len(samples) for place, samples in pieces)
+    end = max((place + len(samples) for place, samples in pieces), default=0)
     sound = np.zeros(max(end, 0), np.float32)
     for place, samples in pieces:
         samples = samples[max(0, -place) :]
         sound[max(0, place) : max(0, place) + len(samples)] = samples
-    return np.clip(_resample(sound, native, rate_hz), -1.0, 1.0)
+    return np.clip(resample(sound, native, rate_hz), -1.0, 1.0)
 
 
-def _to_mono(frame: AudioFrame) -> np.ndarray:
-    """A decoded frame of any sample format -> float32 [N], the mean of its channels."""
-    decoded = frame.to_ndarray()
-    samples = decoded.astype(np.float64)
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if decoded.dtype == np.uint8:
-        samples = (samples - 128.0) / 128.0
-    elif decoded.dtype in (np.int16, np.int32):
-        samples = samples / 2.0 ** (8 * decoded.dtype.itemsize - 1)
-    return samples.mean(axis=0).astype(np.float32)
+def _sound_stream(path: Path | str, container: InputContainer) -> tuple[av.AudioStream, int]:
+    """The audio stream and its rate; NoAudioError without one."""
+    stream = _audio_stream(container)
+    if stream is None:
+        raise NoAudioError(f"{path}: has no audio stream")
+    if not stream.codec_context.sample_rate or stream.time_base is None:
+        raise MediaError(f"{path}: does not say the rate of its sound")
+    return stream, stream.codec_context.sample_rate
 
 
-def _resample(samples: np.ndarray, source_hz: int, rate_hz: int) -> np.ndarray:
-    """[N] -> [ceil(N * rate / source)] by a linear-phase polyphase filter: no delay."""
-    if source_hz == rate_hz or samples.size == 0:
-        return samples
-    ratio = Fraction(rate_hz, source_hz)
-    return resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32)
-
-
-def _fit(samples: np.ndarray, count: int) -> np.ndarray:
-    return np.pad(samples[:count], (0, max(0, count - len(samples))))
+def _sound_pieces(
+    path: Path | str, container: InputContainer, stream: av.AudioStream, native: int, start_s: float
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of the first sample after `start_s` of the file's clock, mono samples [N]) at the native rate."""
+    if start_s > 1.0:  # a second earlier: decoders need some packets to settle
+        assert stream.time_base is not None
+        container.seek(int((start_s - 1.0) / stream.time_base), stream=stream, backward=True)
+    place: int | None = None
+    try:
+        for frame in container.decode(stream):
+            if frame.sample_rate != native:
+                raise MediaError(f"{path}: its sound changes rate from {native} to {frame.sample_rate} Hz")
+            if frame.pts is not None and frame.time_base is not None:
+                stamped = round((float(frame.pts * frame.time_base) - start_s) * native)
+                if place is None or abs(stamped - place) > GAP_S * native:
+                    place = stamped
+            place = place or 0
+            samples = to_mono(frame)
+            yield place, samples
+            place += len(samples)
+    except FFmpegError as error:
+        raise MediaError(f"{path}: its sound cannot be decoded ({error.strerror})") from error

@@ -1,0 +1,33 @@
+"""Sampled sound as arrays: mixing down, resampling, cutting to length; what media files are read and written with."""
+
+from fractions import Fraction
+
+import numpy as np
+from av.audio.frame import AudioFrame
+from scipy.signal import resample_poly
+
+
+def to_mono(frame: AudioFrame) -> np.ndarray:
+    """A decoded frame of any sample format -> float32 [N], the mean of its channels."""
+    decoded = frame.to_ndarray()
+    samples = decoded.astype(np.float64)
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    if decoded.dtype == np.uint8:
+        samples = (samples - 128.0) / 128.0
+    elif decoded.dtype in (np.int16, np.int32):
+        samples = samples / 2.0 ** (8 * decoded.dtype.itemsize - 1)
+    return samples.mean(axis=0).astype(np.float32)
+
+
+def resample(samples: np.ndarray, source_hz: int, rate_hz: int) -> np.ndarray:
+    """[N] -> [ceil(N * rate / source)] by a linear-phase polyphase filter: no delay."""
+    if source_hz == rate_hz or samples.size == 0:
+        return samples
+    ratio = Fraction(rate_hz, source_hz)
+    return resample_poly(samples, ratio.numerator, ratio.denominator).astype(np.float32)
+
+
+def fit(samples: np.ndarray, count: int) -> np.ndarray:
+    """[N] -> [count]: cut at the end, or filled with silence."""
+    return np.pad(samples[:count], (0, max(0, count - len(samples))))
