@@ -1,0 +1,155 @@
+"""A request laid out on the model's clock: windows, what each is given, and what the user should know beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from avlit.commands.request import Request
+from avlit.commands.soundtrack import Soundtrack, open_soundtrack
+from avlit.errors import UserError
+from avlit.media import MediaError, read_image
+from avlit.randomness import numpy_generator
+from avlit.timing import Timing
+
+
+@dataclass(frozen=True)
+class Window:
+    """One pass of the sampler over `timing.num_frames` frames.
+
+    start: the clip's frame that it begins with. given: how many of its first frames are the end of the window before,
+    0 in the first. count: how many it adds to the clip after those. images: latent frame of the window -> picture.
+    seed: of its noise.
+    """
+
+    start: int
+    given: int
+    count: int
+    prompt: str | None
+    images: Mapping[int, Path]
+    seed: int
+
+    @property
+    def first_new(self) -> int:
+        """The clip's frame that is the first it adds."""
+        return self.start + self.given
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All windows of a clip, its sound, and remarks for the screen."""
+
+    windows: tuple[Window, ...]
+    soundtrack: Soundtrack
+    num_frames: int
+    notes: tuple[str, ...]
+
+
+def plan_clip(request: Request, *, timing: Timing, has_second: bool) -> Plan:
+    """Check a request against the run and its files, and divide it into windows.
+
+    A long clip continues from its own end: each window after the first is given the last 1 + temporal_factor frames of
+    the one before (two latent frames, encoded again) and adds the rest. Prompts change where a window adds its first
+    frame. has_second: the model hears a second speaker. UserError names the word that does not fit.
+    """
+    if request.speech_second is not None and not has_second:
+        raise UserError(
+            f"speech_second={request.speech_second}: this run's model has no second speaker; sample a run that was "
+            "trained with model.second_speaker=true, such as one of stage 3"
+        )
+    num_frames = timing.num_frames if request.duration_s is None else max(1, round(request.duration_s * timing.fps))
+    given = 1 + timing.temporal_factor
+    added = timing.num_frames - given
+    if num_frames > timing.num_frames and added < 1:
+        raise UserError(
+            f"duration_s={request.duration_s:g}: the run's clips of {timing.num_frames} frames are too short to go on "
+            f"from {given} of them; at most {timing.duration_s:.2f} s here"
+        )
+    starts = [0, *range(added, num_frames - given, added)] if num_frames > timing.num_frames else [0]
+    first_new = [0, *(start + given for start in starts[1:])]
+    prompts, prompt_notes = _prompts(request, first_new, timing)
+    images = _images(request, num_frames, starts, timing)
+    windows = tuple(
+        Window(
+            start=start,
+            given=new - start,
+            count=(first_new[number + 1] if number + 1 < len(starts) else num_frames) - new,
+            prompt=prompts[number],
+            images=images[number],
+            seed=window_seed(request.seed, number),
+        )
+        for number, (start, new) in enumerate(zip(starts, first_new, strict=True))
+    )
+    duration_s = num_frames / timing.fps
+    soundtrack = open_soundtrack(request.tracks, duration_s=duration_s)
+    return Plan(windows, soundtrack, num_frames, (*prompt_notes, *_sound_notes(soundtrack, duration_s, timing)))
+
+
+def window_seed(seed: int, number: int) -> int:
+    """The seed of a window's noise, a function of the clip's seed and the window's number; the first has the clip's."""
+    return seed if number == 0 else int(numpy_generator(seed, "window", number).integers(2**63))
+
+
+def _prompts(request: Request, first_new: list[int], timing: Timing) -> tuple[list[str | None], list[str]]:
+    """The prompt of each window, and from when on each later one is in force."""
+    changes = sorted(request.later_prompts.items())
+    begins_s = [frame / timing.fps for frame in first_new]
+    in_force = [max((i for i, (second, _) in enumerate(changes) if second <= begin + 1e-6), default=-1)
+                for begin in begins_s]  # fmt: skip
+    notes = []
+    for number, (second, _) in enumerate(changes):
+        if number not in in_force:
+            shown = ", ".join(f"{begin:.2f}" for begin in begins_s[:6]) + (", …" if len(begins_s) > 6 else "")
+            raise UserError(
+                f"prompt.{second:g}: would never be in force: a prompt changes where a window begins, here at {shown} s"
+                "; move it, or make the clip longer with duration_s="
+            )
+        notes.append(f"prompt.{second:g} is in force from {begins_s[in_force.index(number)]:.2f} s on")
+    return [request.prompt if number < 0 else changes[number][1] for number in in_force], notes
+
+
+def _images(request: Request, num_frames: int, starts: list[int], timing: Timing) -> list[dict[int, Path]]:
+    """The pictures of each window by latent frame; every file is read once, so that a bad one is found now."""
+    found: list[dict[int, tuple[str, Path]]] = [{} for _ in starts]
+    for frame, path in request.images.items():
+        key = "image.last" if frame == -1 else f"image.{frame}"
+        place = num_frames + frame if frame < 0 else frame
+        if not 0 <= place < num_frames:
+            needed_s = (-frame if frame < 0 else frame + 1) / timing.fps
+            raise UserError(
+                f"{key}: the clip has the frames 0 to {num_frames - 1}; choose one of them, or make it longer with "
+                f"duration_s={needed_s:.2f}"
+            )
+        # the window that adds the frame, not a later one that is given it
+        number = 0 if place < timing.num_frames else 1 + (place - timing.num_frames) // starts[1]
+        latent = timing.latent_frame_of(place - starts[number])
+        if latent in found[number]:
+            other = found[number][latent][0]
+            raise UserError(
+                f"{other} and {key}: both lie in the same latent frame of {timing.temporal_factor} frames, which can "
+                "show one picture; move them apart"
+            )
+        found[number][latent] = key, Path(path)
+        try:
+            read_image(path, size=(timing.height, timing.width))
+        except MediaError as error:
+            raise MediaError(f"{key}={error}") from error
+    return [{latent: path for latent, (_, path) in each.items()} for each in found]
+
+
+def _sound_notes(soundtrack: Soundtrack, duration_s: float, timing: Timing) -> list[str]:
+    notes = []
+    for name, length_s in soundtrack.lengths_s.items():
+        if length_s < duration_s - 0.5 / timing.fps:
+            notes.append(f"{name}: {length_s:.2f} s of sound for a clip of {duration_s:.2f} s; silence follows it")
+        elif length_s > duration_s + 0.5 / timing.fps:
+            notes.append(
+                f"{name}: the clip of {duration_s:.2f} s uses the beginning of its {length_s:.2f} s; "
+                f"duration_s={length_s:.2f} would use all of it"
+            )
+    if soundtrack.gain < 1:
+        notes.append(
+            f"the tracks together are louder than full scale: their mix is turned down to {soundtrack.gain:.2f}"
+        )
+    return notes

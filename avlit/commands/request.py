@@ -1,0 +1,131 @@
+"""What a user asks a trained model for: prompts, tracks, images, length and seed, in Python or as words."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from avlit.errors import ConfigError
+from avlit.settings import nearest
+
+TRACK_KEYS = ("speech", "speech_second", "effects", "music")
+REQUEST_KEYS = ("prompt", "prompt.SECONDS", *TRACK_KEYS, "image.FRAME", "duration_s", "seed")
+CONTENT_KEYS = ("prompt", "image", *TRACK_KEYS)
+"""Words of which there is one at least in every request, by their part before the dot."""
+
+LAST_FRAME = -1
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One clip to be made.
+
+    prompt: from the beginning on; None gives the model no text, as training's text dropout does. later_prompts:
+    seconds -> the prompt from there on. speech, speech_second, effects, music: sound files that start with the
+    picture; None is silence. images: pixel frame -> picture file that the frame shows; negative frames count from the
+    end. duration_s: None is the length of the run's clips. seed: of all noise; the same seed makes the same clip.
+    """
+
+    prompt: str | None = None
+    later_prompts: Mapping[float, str] = field(default_factory=dict)
+    speech: Path | None = None
+    speech_second: Path | None = None
+    effects: Path | None = None
+    music: Path | None = None
+    images: Mapping[int, Path] = field(default_factory=dict)
+    duration_s: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, text in (("prompt", self.prompt), *((f"prompt.{s:g}", p) for s, p in self.later_prompts.items())):
+            if text is not None and not text.strip():
+                raise ConfigError(f"{key}=: is empty; leave it out to sample without a prompt")
+        if bad := [second for second in self.later_prompts if not (math.isfinite(second) and second > 0)]:
+            raise ConfigError(f"prompt.{bad[0]:g}: seconds must be above 0; `prompt=` is the one from 0 on")
+        if self.duration_s is not None and not (math.isfinite(self.duration_s) and self.duration_s > 0):
+            raise ConfigError(f"duration_s={self.duration_s:g}: must be a number of seconds above 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed={self.seed}: must be a whole number from 0 to {MAX_SEED}")
+
+    @property
+    def tracks(self) -> dict[str, Path]:
+        """The tracks that are given, by name."""
+        return {name: Path(path) for name in TRACK_KEYS if (path := getattr(self, name)) is not None}
+
+    def with_track(self, name: str, path: Path) -> Request:
+        """The same request with one track exchanged."""
+        return replace(self, **{name: path})  # pyright: ignore[reportArgumentType]
+
+
+def is_content(key: str) -> bool:
+    """Whether a word says what a clip shows or sounds like."""
+    return key.partition(".")[0] in CONTENT_KEYS
+
+
+def is_request_key(key: str) -> bool:
+    """Whether a word belongs to a request."""
+    return is_content(key) or key in REQUEST_KEYS
+
+
+def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
+    """`prompt=… prompt.SECONDS=… speech=FILE image.FRAME=FILE duration_s=… seed=…` -> Request.
+
+    seed: where the words have none. ConfigError names the word and what it must be.
+    """
+    tracks: dict[str, Path] = {}
+    images: dict[int, Path] = {}
+    later: dict[float, str] = {}
+    prompt = None
+    duration_s = None
+    for key, text in words.items():
+        name, _, place = key.partition(".")
+        if key == "prompt":
+            prompt = text
+        elif name == "prompt":
+            second = _number(key, place, "prompt.SECONDS=TEXT, for example prompt.2.5=…")
+            if second in later:
+                raise ConfigError(f"{key}: there is a prompt from {second:g} s on already; keep one")
+            later[second] = text
+        elif name == "image":
+            images[_frame(key, place)] = _path(key, text)
+        elif key in TRACK_KEYS:
+            tracks[key] = _path(key, text)
+        elif key == "duration_s":
+            duration_s = _number(f"{key}={text}", text, "a number of seconds above 0")
+        elif key == "seed":
+            if not text.isdecimal():
+                raise ConfigError(f"seed={text}: must be a whole number from 0 to {MAX_SEED}")
+            seed = int(text)
+        else:
+            near = nearest(key, REQUEST_KEYS)
+            raise ConfigError(f"{key}: no such key{f'; did you mean {near}?' if near else ''}")
+    if 0.0 in later:
+        if prompt is not None:
+            raise ConfigError("prompt.0: `prompt=` is the prompt from 0 on; keep one of the two")
+        prompt = later.pop(0.0)
+    return Request(prompt=prompt, later_prompts=later, images=images, duration_s=duration_s, seed=seed, **tracks)
+
+
+def _path(key: str, text: str) -> Path:
+    if not text:
+        raise ConfigError(f"{key}=: is empty; give a file, or leave it out")
+    return Path(text)
+
+
+def _number(word: str, text: str, wanted: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{word}: must be {wanted}") from None
+
+
+def _frame(key: str, place: str) -> int:
+    if place == "last":
+        return LAST_FRAME
+    if not re.fullmatch(r"-?\d+", place):
+        raise ConfigError(f"{key}: must be image.FRAME=FILE: a frame's number from 0 on, or image.last=FILE")
+    return int(place)
