@@ -1,34 +1,111 @@
 """From noise to latents: diffusers' schedulers by name, and guidance."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from avlit.errors import UserError
+from avlit.objectives import cogvideox_alphas_cumprod
 from avlit.settings import nearest
+
+FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
+V_SCHEDULERS = (
+    "CogVideoXDPMScheduler", "CogVideoXDDIMScheduler", "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+)  # fmt: skip
+FLOW_SCHEDULERS = (
+    "UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", FLOW_EULER,
+)  # fmt: skip
+"""Tried on a model whose samples are known, as the tests do; others are taken where they pass the same checks."""
 
 
 class SchedulerError(UserError):
-    """An unknown scheduler name; the message has the nearest one."""
+    """A scheduler that diffusers does not have, or that cannot sample what the model predicts; the message says why."""
 
 
 def build_scheduler(name: str, settings: dict[str, Any], *, steps: int, device: torch.device | str = "cpu"):
-    """The diffusers scheduler class `name` with `settings` (those that the class knows), set to `steps` steps."""
+    """The diffusers scheduler class `name`, set to `steps` steps, with the noise levels that `settings` describe.
+
+    settings: as `objectives` gives them for CogVideoX (v, shifted noise schedule, zero terminal SNR) or Wan (flow);
+    empty ones leave the class at its own defaults, unchecked.
+    A class without a word for the shift gets the shifted betas themselves. SchedulerError for a class that would sample
+    with other noise levels, another prediction, or from another start than pure noise.
+    """
+    cls = _scheduler_class(name)
+    known = inspect.signature(cls.__init__).parameters
+    predicted = settings.get("prediction_type")
+    if problem := _unsuited(cls, known, settings):
+        raise SchedulerError(f"sample.scheduler={name}: {problem}; {_suited(settings)}")
+    alphas = None
+    if predicted == "v_prediction":
+        alphas = cogvideox_alphas_cumprod(snr_shift=settings["snr_shift_scale"])
+        if "snr_shift_scale" not in known and settings["snr_shift_scale"] != 1:
+            steps_down = alphas.double().clone()
+            steps_down[1:] /= alphas.double()[:-1]
+            settings = {key: value for key, value in settings.items() if not key.startswith("beta_")}
+            settings["trained_betas"] = (1 - steps_down).tolist()
+    scheduler: Any = cls(**{key: value for key, value in settings.items() if key in known})
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except (ValueError, IndexError) as error:
+        raise SchedulerError(f"sample.steps={steps}: {name} cannot take so many steps: {error}") from error
+    if predicted and (problem := _misses(scheduler, alphas)):
+        raise SchedulerError(f"sample.scheduler={name}: {problem}; {_suited(settings)}")
+    return scheduler
+
+
+def _scheduler_class(name: str) -> Any:
     import diffusers
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-    known_names = [known for known in dir(diffusers) if known.endswith("Scheduler")]
-    cls: Any = getattr(diffusers, name) if name in known_names else None
+    names = [known for known in dir(diffusers) if known.endswith("Scheduler")]
+    cls: Any = getattr(diffusers, name) if name in names else None
     if not isinstance(cls, type) or not issubclass(cls, SchedulerMixin):
-        near = nearest(name, known_names) or "CogVideoXDPMScheduler"
+        near = nearest(name, [known for known in names if known != name]) or "CogVideoXDPMScheduler"
         raise SchedulerError(f"sample.scheduler={name}: no scheduler of diffusers has this name; did you mean {near}?")
-    known = inspect.signature(cls.__init__).parameters
-    scheduler: Any = cls(**{key: value for key, value in settings.items() if key in known})
-    scheduler.set_timesteps(steps, device=device)
-    return scheduler
+    return cls
+
+
+def _unsuited(cls: type, known: Mapping[str, object], settings: dict[str, Any]) -> str | None:
+    """Why a class cannot be told what the model predicts; None if it can."""
+    predicted = settings.get("prediction_type")
+    if "original_inference_steps" in known:
+        return "it is for models that were distilled for it"
+    if predicted == "v_prediction":
+        if "prediction_type" not in known:
+            return "it cannot be told that the model predicts v"
+        if "rescale_betas_zero_snr" not in known:
+            return "it cannot start from pure noise (it has no zero terminal SNR)"
+    elif (
+        predicted
+        and cls.__name__ != FLOW_EULER
+        and not {"prediction_type", "use_flow_sigmas", "flow_shift"} <= known.keys()
+    ):
+        return "it cannot be told that the model predicts the velocity of a shifted flow"
+    return None
+
+
+def _misses(scheduler: Any, alphas: Tensor | None) -> str | None:
+    """Where a built scheduler departs from the noise levels the model was trained on; None if it does not.
+
+    alphas [1000]: the trained noise schedule; None for a flow.
+    """
+    if alphas is None:
+        if float(scheduler.sigmas[-1]) != 0 or float(scheduler.sigmas[0]) < 0.99:
+            return f"it goes from noise level {float(scheduler.sigmas[0]):.3f} to {float(scheduler.sigmas[-1]):.3f}"
+    elif not torch.allclose(scheduler.alphas_cumprod.float().cpu(), alphas, rtol=1e-3, atol=1e-6):
+        return "its noise schedule is not the one that the model was trained with"
+    elif int(scheduler.timesteps[0]) != len(alphas) - 1:
+        return f"it starts at timestep {int(scheduler.timesteps[0])}, not at pure noise"
+    return None
+
+
+def _suited(settings: dict[str, Any]) -> str:
+    suited = FLOW_SCHEDULERS if settings.get("prediction_type") == "flow_prediction" else V_SCHEDULERS
+    return f"for this model use one of {', '.join(suited)}"
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -50,12 +127,14 @@ def run_scheduler(
     noise that SDE samplers add, so that a clip does not depend on the others in its batch. on_step: called after every
     step; what it raises ends the sampling.
     """
-    latents = noise * scheduler.init_noise_sigma
+    # flow-matching Euler has neither of the two: its noise has variance 1, its input is not scaled
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     previous_clean = None
     timesteps = scheduler.timesteps.tolist()
     takes_generators = "generator" in inspect.signature(scheduler.step).parameters
     for index, timestep in enumerate(timesteps):
-        output = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        output = predict(scale_input(latents, timestep), timestep)
         if type(scheduler).__name__ == "CogVideoXDPMScheduler":  # its two-step rule is told the steps from outside
             back = timesteps[index - 1] if index else None
             step = scheduler.step(
