@@ -47,14 +47,7 @@ def _sheet_row(frames: np.ndarray, waveform: np.ndarray, rate_hz: int, label: st
     height, sound_height, font = 128, 64, ImageFont.load_default(size=13)
     width = max(1, round(frames.shape[2] * height / frames.shape[1]))
     smooth = Image.Resampling.NEAREST if frames.shape[1] < height else Image.Resampling.LANCZOS
-    lines = [""]
-    for word in label.split():
-        if font.getlength(f"{lines[-1]} {word} …") > width * columns - 12 and lines[-1]:
-            if len(lines) == 2:
-                lines[-1] += " …"
-                break
-            lines.append("")
-        lines[-1] += word if not lines[-1] else f" {word}"
+    lines = _wrapped(label, font, width=width * columns - 12, most=2)
     text_height = 17 * len(lines) + 7
     row = Image.new("RGB", (width * columns, text_height + height + sound_height + 6), "white")
     ImageDraw.Draw(row).multiline_text((6, 3), "\n".join(lines), fill="black", font=font, spacing=3)
@@ -62,6 +55,28 @@ def _sheet_row(frames: np.ndarray, waveform: np.ndarray, rate_hz: int, label: st
         row.paste(Image.fromarray(frame).resize((width, height), smooth), (column * width, text_height))
     row.paste(_mel_picture(waveform, rate_hz).resize((row.width, sound_height)), (0, text_height + height))
     return row
+
+
+def label_strip(label: str, *, width: int) -> np.ndarray:
+    """One line of text on white, uint8 [24, width, 3]; words that do not fit are left out."""
+    font = ImageFont.load_default(size=13)
+    strip = Image.new("RGB", (width, 24), "white")
+    line = _wrapped(label, font, width=width - 12, most=1)[0]
+    ImageDraw.Draw(strip).text((6, 3), line, fill="black", font=font)
+    return np.asarray(strip)
+
+
+def _wrapped(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, *, width: int, most: int) -> list[str]:
+    """Words in at most `most` lines of `width` pixels, with an ellipsis where words are left out."""
+    lines = [""]
+    for word in label.split():
+        if font.getlength(f"{lines[-1]} {word} …") > width and lines[-1]:
+            if len(lines) == most:
+                lines[-1] += " …"
+                break
+            lines.append("")
+        lines[-1] += word if not lines[-1] else f" {word}"
+    return lines
 
 
 def _mel_picture(waveform: np.ndarray, rate_hz: int) -> Image.Image:

@@ -52,6 +52,8 @@ def build_scheduler(name: str, settings: dict[str, Any], *, steps: int, device: 
         scheduler.set_timesteps(steps, device=device)
     except (ValueError, IndexError) as error:
         raise SchedulerError(f"sample.steps={steps}: {name} cannot take so many steps: {error}") from error
+    if len(scheduler.timesteps.unique()) < steps:
+        raise SchedulerError(f"sample.steps={steps}: {name} has {len(scheduler.timesteps.unique())} different steps")
     if predicted and (problem := _misses(scheduler, alphas)):
         raise SchedulerError(f"sample.scheduler={name}: {problem}; {_suited(settings)}")
     return scheduler

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from avlit.commands.request import REQUEST_KEYS, is_content, is_request_key, request_from_words
+from avlit.commands.request import REQUEST_KEYS, Request, is_content, is_request_key, request_from_words
 from avlit.config import Config, ConfigError, from_yaml
-from avlit.inherit import resolve_weights
 from avlit.runs import Run, find_run
 from avlit.settings import leaves, nearest, read_words
+
+if TYPE_CHECKING:  # a wrong word must not wait for torch
+    from avlit.checkpoints import Checkpoint
+    from avlit.commands.plan import Plan
 
 RUN_KEYS = ("run", "runs_dir", "out", "seed", "sample.steps", "sample.guidance", "sample.scheduler")
 PLACE_KEYS = (
@@ -20,19 +25,25 @@ PLACE_KEYS = (
 """Where weights lie on this machine, and what computes."""
 HELDOUT_KEYS = ("sample.count", "data.root", "data.cache_dir", "data.subsets", "data.num_clips")
 SIZE_KEYS = ("data.num_frames", "data.height", "data.width")
+CLIP_KEYS = (*RUN_KEYS, *PLACE_KEYS, *SIZE_KEYS, *REQUEST_KEYS)
 
 
 def main(words: Sequence[str]) -> int:
     """`run=RUN` (`last`, an id, a folder) and what to make.
 
     One clip: `prompt=…`, `prompt.SECONDS=…`, `speech=FILE`, `speech_second=FILE`, `effects=FILE`, `music=FILE`,
-    `image.FRAME=FILE`, `duration_s=…`, `seed=…`, `out=FILE.mp4`. None of these: the first held-out clips of the run's
-    data (`sample.count`) with their own prompts and tracks, into `out=FOLDER`.
+    `image.FRAME=FILE`, `duration_s=…`, `seed=…`, `out=FILE.mp4`. One of them in several versions: `vary=music
+    music=a.wav,b.wav`, into `out=FOLDER`. Many clips: `jobs=FILE.jsonl out=FOLDER`. None of these: the first held-out
+    clips of the run's data (`sample.count`) with their own prompts and tracks, into `out=FOLDER`.
     """
     given = read_words(words)
     if "run" not in given:
         raise ConfigError("run=… is missing: run=last, the id of a run, or its folder")
     run = find_run(Path(given.get("runs_dir", "runs")), given["run"])
+    if "jobs" in given:
+        return sample_jobs(run, given)
+    if "vary" in given:
+        return sample_variants(run, given)
     if any(is_content(key) for key in given):
         return sample_clip(run, given)
     return sample_heldout(run, given)
@@ -40,37 +51,123 @@ def main(words: Sequence[str]) -> int:
 
 def sample_clip(run: Run, words: Mapping[str, str]) -> int:
     """One clip for one request."""
-    config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, *SIZE_KEYS, *REQUEST_KEYS), what="one clip")
+    config = read_config(run, words, allowed=CLIP_KEYS, what="one clip")
     request_words = {key: value for key, value in words.items() if is_request_key(key)}
     request = request_from_words(request_words, seed=config.seed)
     out = Path(words["out"]) if "out" in words else None
     if out is not None and out.suffix != ".mp4":
         raise ConfigError(f"out={out}: one clip is written to a file, for example out={out.name or 'clip'}.mp4")
-    checkpoint = resolve_weights(run.path, runs_dir=Path(config.runs_dir))
-    if out is None:
-        digest = hashlib.sha256(repr(sorted(request_words.items())).encode()).hexdigest()[:6]
-        out = run.samples_dir / f"step-{checkpoint.step:08d}-seed-{request.seed}-{digest}.mp4"
+    checkpoint = newest_checkpoint(run, config)
+    out = out or default_out(run, checkpoint, request_words, seed=request.seed, suffix=".mp4")
     if out.exists():
         raise ConfigError(f"out={out}: is there already; give another out=, or remove it")
 
-    from tqdm import tqdm
+    from avlit.commands.generation import Generator
 
-    from avlit.commands.generation import Generator, clip_timing, has_second_speaker
-    from avlit.commands.plan import plan_clip
-
-    # before the weights are read, so that a mistake is answered at once
-    plan = plan_clip(request, timing=clip_timing(config), has_second=has_second_speaker(config))
+    plan = planner(config)(request)
     generator = Generator.of_checkpoint(config, checkpoint)
     for note in (*plan.notes, *generator.text_notes(request)):
         print(note)
-    with tqdm(total=generator.num_steps(plan), desc="sampling", unit="step") as bar:
+    with progress(generator.num_steps(plan)) as on_step:
+        generator.write(plan, out, on_step=on_step)
+    print(out)
+    return 0
+
+
+def sample_variants(run: Run, words: Mapping[str, str]) -> int:
+    """One request with one thing exchanged, as a grid."""
+    config = read_config(run, words, allowed=(*CLIP_KEYS, "vary"), what="a grid")
+    key = words["vary"]
+    request_words = {word: value for word, value in words.items() if is_request_key(word)}
+    values = request_words.pop(key, "")
+    request = request_from_words(request_words, seed=config.seed)
+
+    from avlit.commands.variations import variants, write_grid
+
+    wanted = variants(request, key, values)
+    checkpoint = newest_checkpoint(run, config)
+    described = {**request_words, key: values, "vary": key}
+    folder = Path(words["out"]) if "out" in words else default_out(run, checkpoint, described, seed=request.seed)
+    refuse_occupied(folder)
+
+    from avlit.commands.generation import Generator
+
+    plan = planner(config)
+    made = [(variant, plan(variant.request)) for variant in wanted]
+    generator = Generator.of_checkpoint(config, checkpoint)
+    for variant, each in made:
+        for note in (*each.notes, *generator.text_notes(variant.request)):
+            print(f"{variant.name}: {note}")
+    with progress(sum(generator.num_steps(each) for _, each in made)) as on_step:
+        paths = write_grid(generator, made, folder, key=key, on_step=on_step)
+    print(*paths, sep="\n")
+    return 0
+
+
+def sample_jobs(run: Run, words: Mapping[str, str]) -> int:
+    """Many requests from a file; those whose results are in the folder already are left out."""
+    if near := [key for key in words if is_content(key) or key == "duration_s"]:
+        raise ConfigError(f"{near[0]}={words[near[0]]}: belongs into the lines of jobs={words['jobs']}")
+    config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, *SIZE_KEYS, "jobs"), what="jobs")
+    if "out" not in words:
+        raise ConfigError("out=… is missing: jobs=FILE.jsonl needs out=FOLDER for its clips")
+    folder = Path(words["out"])
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out={folder}: is a file; jobs= writes to a folder")
+
+    from avlit.commands.generation import Generator
+    from avlit.commands.jobs import origin_of, plan_jobs, read_jobs, run_jobs
+
+    jobs = read_jobs(Path(words["jobs"]), seed=config.seed)
+    checkpoint = newest_checkpoint(run, config)
+    size = (config.data.num_frames, config.data.height, config.data.width)
+    origin = origin_of(config.sample, run=run.id, step=checkpoint.step, size=size)
+    waiting, num_done = plan_jobs(jobs, folder, plan=planner(config), origin=origin)
+    if waiting:
+        run_jobs(Generator.of_checkpoint(config, checkpoint), waiting, folder, origin=origin)
+    print(f"{folder}: {len(waiting)} clips made, {num_done} were there already")
+    return 0
+
+
+def newest_checkpoint(run: Run, config: Config) -> Checkpoint:
+    """The run's newest checkpoint that verifies."""
+    from avlit.inherit import resolve_weights
+
+    return resolve_weights(run.path, runs_dir=Path(config.runs_dir))
+
+
+def planner(config: Config) -> Callable[[Request], Plan]:
+    """Checks requests before the weights are read, so that a mistake is answered at once."""
+    from avlit.commands.generation import clip_timing, has_second_speaker
+    from avlit.commands.plan import plan_clip
+
+    timing, has_second = clip_timing(config), has_second_speaker(config)
+    return lambda request: plan_clip(request, timing=timing, has_second=has_second)
+
+
+@contextmanager
+def progress(num_steps: int) -> Iterator[Callable[[], None]]:
+    """A bar over the sampler's steps; gives what is to be called after each."""
+    from tqdm import tqdm
+
+    with tqdm(total=num_steps, desc="sampling", unit="step") as bar:
 
         def on_step() -> None:
             bar.update()
 
-        generator.write(plan, out, on_step=on_step)
-    print(out)
-    return 0
+        yield on_step
+
+
+def default_out(run: Run, checkpoint: Checkpoint, words: Mapping[str, str], *, seed: int, suffix: str = "") -> Path:
+    """A place in the run's samples that the same words find again and others do not."""
+    digest = hashlib.sha256(repr(sorted(words.items())).encode()).hexdigest()[:6]
+    return run.samples_dir / f"step-{checkpoint.step:08d}-seed-{seed}-{digest}{suffix}"
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raise ConfigError unless `folder` is free for new files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"out={folder}: is not an empty folder; give another out=, or another seed=")
 
 
 def sample_heldout(run: Run, words: Mapping[str, str]) -> int:
@@ -78,11 +175,10 @@ def sample_heldout(run: Run, words: Mapping[str, str]) -> int:
     config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, *HELDOUT_KEYS), what="held-out clips")
     if config.sample.count < 1:
         raise ConfigError(f"sample.count={config.sample.count}: nothing to sample; give 1 or more")
-    checkpoint = resolve_weights(run.path, runs_dir=Path(config.runs_dir))
+    checkpoint = newest_checkpoint(run, config)
     out = words.get("out")
     folder = Path(out) if out else run.samples_dir / f"step-{checkpoint.step:08d}-seed-{config.seed}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"out={folder}: is not an empty folder; give another out= or another seed=")
+    refuse_occupied(folder)
 
     from avlit.commands.assembly import build_datamodule, build_encoders, shard_roots
     from avlit.commands.clips import write_clips
