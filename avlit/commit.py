@@ -118,30 +118,38 @@ def verify(path: Path, *, allowed: Iterable[str], required: Iterable[str], is_qu
     if missing := sorted(set(required) - files.keys()):
         raise CheckpointError(f"{path}: {MANIFEST_NAME} does not list {missing[0]}")
     for name, (size, digest) in files.items():
-        file = path / name
         try:
-            status = file.lstat()
+            found_size = _plain_size(path, name)
         except OSError as error:
             raise CheckpointError(f"{path}: {name} is missing ({error.strerror})") from error
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path}: {name} is not a plain file")
-        if status.st_size != size:
-            raise CheckpointError(f"{path}: {name} has {status.st_size} bytes, {size} were committed")
-        if not is_quick and (found := _digest(file)) != digest:
+        if found_size != size:
+            raise CheckpointError(f"{path}: {name} has {found_size} bytes, {size} were committed")
+        if not is_quick and (found := _digest(path / name)) != digest:
             raise CheckpointError(f"{path}: {name} is damaged: checksum {found}, {MANIFEST_NAME} says {digest}")
+
+
+def _plain_size(path: Path, name: str) -> int:
+    """Bytes of a file in the folder; a link could lead out of it, and a pipe would be read for ever."""
+    status = (path / name).lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: {name} is not a plain file")
+    return status.st_size
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     try:
+        _plain_size(path, MANIFEST_NAME)
         manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no {MANIFEST_NAME}, so it was never completed") from error
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {MANIFEST_NAME} cannot be read: {error}") from error
     try:
         algorithm, step = manifest["algorithm"], manifest["step"]
         files = {name: (int(entry["size"]), str(entry["digest"])) for name, entry in manifest["files"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: {MANIFEST_NAME} is not a manifest ({error!r})") from error
     if algorithm != ALGORITHM:
         raise CheckpointError(f"{path}: {MANIFEST_NAME} says algorithm {algorithm!r}, only {ALGORITHM} is known")
