@@ -75,6 +75,10 @@ class DataConfig:
     workers: int = setting(0, "reading processes; 0 is one thread, which is fastest for encoded clips", low=0)
     prefetch: int = setting(4, "batches read ahead", low=1)
     max_bad: float = setting(0.001, "share of unreadable clips at which training stops", low=0, high=1)
+    timeout_s: float = setting(300.0, "seconds without a batch after which a read is taken to hang", above=0)
+    max_restarts: int = setting(
+        3, "times that reading processes are started again when they die or hang", low=0, not_with=("data.workers", 0)
+    )
 
     def check(self) -> None:
         """Raise ValueError where sizes and rates do not fit a causal video codec."""

@@ -61,19 +61,28 @@ class BatchReader:
 
     def __call__(self, number: int) -> Reading:
         """Raises ShardError where damage has no replacement, ValueError for samples of unlike shapes."""
+        step, refs = number // self.settings.accumulate, self._refs(number)
+        damaged: list[DamagedSample] = []
+        samples = [self._read(ref, damaged) for ref in refs]
+        slots = tuple(ref.slot for ref in refs)
+        return Reading(collate(samples, step=step, slots=slots, text_tokens=self.settings.text_tokens), tuple(damaged))
+
+    def describe(self, number: int) -> str:
+        """What micro-batch `number` is read from, for messages; opens no file."""
+        step, micro_step = divmod(number, self.settings.accumulate)
+        names = dict.fromkeys(f"{self.shards.shards[ref.shard].name}.tar" for ref in self._refs(number))
+        return f"micro-batch {micro_step} of step {step} from {', '.join(names)}"
+
+    def _refs(self, number: int) -> list[SampleRef]:
         settings = self.settings
         step, micro_step = divmod(number, settings.accumulate)
-        refs = clips_of_device(
+        return clips_of_device(
             self.order.batch(step),
             micro_step=micro_step,
             accumulate=settings.accumulate,
             rank=settings.rank,
             devices=settings.devices,
         )
-        damaged: list[DamagedSample] = []
-        samples = [self._read(ref, damaged) for ref in refs]
-        slots = tuple(ref.slot for ref in refs)
-        return Reading(collate(samples, step=step, slots=slots, text_tokens=settings.text_tokens), tuple(damaged))
 
     def _read(self, ref: SampleRef, damaged: list[DamagedSample]) -> EncodedSample:
         for _ in range(_MAX_REPLACEMENTS):

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from avlit.batch import AVBatch
 from avlit.errors import UserError
+from data.account import Account
 from data.batches import BatchReader, ReaderSettings, collate
 from data.loader import TrainLoader
 from data.order import Mix
@@ -43,6 +45,8 @@ class AVDataModule(LightningDataModule):
     text_tokens: length that text is padded to. steps: the run's last step, None for no end.
     start_step: the step to begin with, which is the whole state of the data. accumulate: micro-batches of a step.
     devices: the number of training processes; an attached trainer's own number and rank take its place.
+    max_bad, timeout_s, max_restarts: what is borne of damage and of storage and workers that fail, see `TrainLoader`.
+    counted: what `state()` gave in the run that is resumed, so that the budget of damage goes on where it was.
     """
 
     def __init__(
@@ -61,6 +65,9 @@ class AVDataModule(LightningDataModule):
         workers: int = 0,
         prefetch: int = 4,
         max_bad: float = 0.001,
+        timeout_s: float = 300.0,
+        max_restarts: int = 3,
+        counted: Mapping[str, Any] | None = None,
         group_shards: int = 4,
         pin_memory: bool = False,
     ) -> None:
@@ -68,6 +75,7 @@ class AVDataModule(LightningDataModule):
         for name, value, least in (
             ("data.workers", workers, 0),
             ("data.prefetch", prefetch, 1),
+            ("data.max_restarts", max_restarts, 0),
             ("data.group_shards", group_shards, 1),
             ("train.accumulate", accumulate, 1),
             ("start_step", start_step, 0),
@@ -76,11 +84,14 @@ class AVDataModule(LightningDataModule):
                 raise UserError(f"{name}={value}: must be at least {least}")
         if not 0 <= max_bad < 1:
             raise UserError(f"data.max_bad={max_bad}: a share of the samples, from 0 to below 1")
+        if timeout_s <= 0:
+            raise UserError(f"data.timeout_s={timeout_s}: must be above 0")
         self._roots = [roots] if isinstance(roots, str | Path) else list(roots)
         self._expect, self._subsets = dict(expect or {}), subsets
         self._batch_size, self._text_tokens, self._seed = batch_size, text_tokens, seed
         self._accumulate, self._devices, self._group_shards = accumulate, devices, group_shards
         self._workers, self._prefetch, self._max_bad, self._pin_memory = workers, prefetch, max_bad, pin_memory
+        self._timeout_s, self._max_restarts, self._counted = timeout_s, max_restarts, Account(counted).state()
         self.steps, self.start_step = steps, start_step
         self.loader: TrainLoader | None = None
 
@@ -109,6 +120,19 @@ class AVDataModule(LightningDataModule):
         """Seconds that training has waited for data, without the first batch."""
         return self.loader.wait_s if self.loader else 0.0
 
+    @property
+    def damaged_count(self) -> int:
+        """Readings of this process so far, over resumes, that met a damaged sample and were replaced."""
+        return self.loader.account.replaced if self.loader else self._counted["replaced"]
+
+    def state(self) -> dict[str, Any]:
+        """This process's account of damage, as JSON values: of the batches handed out and not of those read ahead.
+
+        The position is no part of it: that is the step, from which a resume starts with `start_step`.
+        For a resume with another number of processes see `data.account.merged`.
+        """
+        return self.loader.account.state() if self.loader else self._counted
+
     def setup(self, stage: str | None = None) -> None:
         """Opens the shards; Lightning calls it on every process."""
         _ = self.shards
@@ -131,7 +155,7 @@ class AVDataModule(LightningDataModule):
         return BatchReader(settings, self.shards)
 
     def train_dataloader(self) -> TrainLoader:
-        """Batches from `start_step` on; the loader is kept as `loader` for its account of waiting and damage."""
+        """Batches from `start_step` on; the loader is kept as `loader` for its accounts of waiting and damage."""
         self.loader = TrainLoader(
             self.reader(),
             start_step=self.start_step,
@@ -140,6 +164,9 @@ class AVDataModule(LightningDataModule):
             prefetch=self._prefetch,
             max_bad=self._max_bad,
             pin_memory=self._pin_memory,
+            timeout_s=self._timeout_s,
+            max_restarts=self._max_restarts,
+            counted=self._counted,
         )
         return self.loader
 

@@ -9,6 +9,9 @@ from data.shard_index import ShardError
 
 LOG_NAME = "writer.log"
 LOCK_NAME = "writer.lock"
+WAIT_S = 600.0
+"""How long a reader waits for what a live writer has not finished."""
+
 _POLL_S = 0.02
 
 
@@ -62,7 +65,7 @@ def is_written(root: Path) -> bool:
     return False
 
 
-def wait_for(path: Path, *, timeout_s: float = 600.0) -> None:
+def wait_for(path: Path, *, timeout_s: float = WAIT_S) -> None:
     """Returns when `path`, in the root of a set that is being written, exists.
 
     Raises ShardError with the writer's last output if the writer has gone without making it, or after `timeout_s`.

@@ -10,6 +10,7 @@ import xxhash
 
 from avlit.durable import write_atomically
 from data.shard_index import ShardError
+from data.untrusted_json import is_count, parse_object
 
 MANIFEST = "shards.json"
 FORMAT = 1
@@ -17,6 +18,8 @@ SPLITS = ("train", "heldout")
 Identity = dict[str, str | int | float]
 
 _NAME = re.compile(r"[A-Za-z0-9_]+-(train|heldout)-\d{6}")
+_SHAPE = re.compile(r"\d{1,6}x\d{1,6}x\d{1,6}")
+_MOST_SAMPLES = 1_000_000  # of a shard: samples are shuffled by the manifest's word, before an index is read
 
 
 @dataclass(frozen=True)
@@ -62,22 +65,37 @@ class Manifest:
 def read_manifest(root: Path) -> Manifest:
     """`root/shards.json` -> Manifest; ShardError if it is absent, damaged or names paths outside the folder."""
     try:
-        document = json.loads((root / MANIFEST).read_bytes())
+        document = parse_object((root / MANIFEST).read_bytes())
     except FileNotFoundError as error:
         raise ShardError(f"data.root={root}: no {MANIFEST} there; `just prepare out=…` makes a shard set") from error
     except ValueError as error:
-        raise ShardError(f"{root / MANIFEST}: not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ShardError(f"{root / MANIFEST}: {error}") from error
+    if document.get("format") != FORMAT:
         raise ShardError(f"{root / MANIFEST}: not a shard manifest of format {FORMAT}")
     try:
         shards = tuple(Shard(**entry) for entry in document["shards"])
         manifest = Manifest(dict(document["identity"]), shards, bool(document["growing"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{root / MANIFEST}: lacks or mistypes {error}") from error
+    for key in ("fps", "rate_hz"):
+        if not isinstance(manifest.identity.get(key), int | float):
+            raise ShardError(f"{root / MANIFEST}: the identity lacks {key}, a number")
     for shard in shards:
-        if not _NAME.fullmatch(shard.name) or shard.split not in SPLITS:
-            raise ShardError(f"{root / MANIFEST}: {shard.name!r} is no SUBSET-SPLIT-000000 shard name")
+        if problem := _problem(shard):
+            raise ShardError(f"{root / MANIFEST}: {problem}")
+    if len({shard.name for shard in shards}) < len(shards):
+        raise ShardError(f"{root / MANIFEST}: names a shard twice")
     return manifest
+
+
+def _problem(shard: Shard) -> str | None:
+    if not isinstance(shard.name, str) or not _NAME.fullmatch(shard.name) or shard.split not in SPLITS:
+        return f"{shard.name!r} is no SUBSET-SPLIT-000000 shard name"
+    if not isinstance(shard.subset, str) or not isinstance(shard.shape, str) or not _SHAPE.fullmatch(shard.shape):
+        return f"{shard.name}: of subset {shard.subset!r} and shape {shard.shape!r}, which is no FxHxW"
+    if not is_count(shard.samples) or shard.samples > _MOST_SAMPLES:
+        return f"{shard.name}: of {shard.samples!r} samples; a shard has up to {_MOST_SAMPLES}"
+    return None
 
 
 def check_identity(root: Path, found: Mapping[str, object], expect: Mapping[str, object]) -> None:

@@ -249,8 +249,9 @@ def _starts(counts: Sequence[int]) -> list[int]:
 
 
 def _cached(cache: OrderedDict[_Key, _Value], key: _Key, make: Callable[[], _Value]) -> _Value:
-    if key not in cache:
-        cache[key] = make()
+    value = cache.get(key)
+    if value is None:
+        value = cache[key] = make()
         if len(cache) > _CACHED:
             cache.popitem(last=False)
-    return cache[key]
+    return value

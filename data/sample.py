@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from data.untrusted_json import is_count, parse_object
+
 MEMBERS = ("flac", "json", "safetensors")
 """The allow-list: a shard with a member of another extension is refused, not skipped."""
 
@@ -20,6 +22,7 @@ OPTIONAL_FIELDS = ("speech_second",)
 
 _RANKS = {"video_latents": 4, "text": 2, "speech": 3, "effects": 3, "music": 3, "speech_second": 3}
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+_EXPONENTS = {2: (np.dtype("<u2"), np.uint16(0x7C00)), 4: (np.dtype("<u4"), np.uint32(0x7F800000))}
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -92,10 +95,15 @@ _TEXT_FIELDS = ("caption", "transcript", "subset", "source")
 _NUMBER_FIELDS = ("fps", "rate_hz", "num_frames", "height", "width")
 
 
+def check_key(key: object) -> None:
+    """Raises ValueError for a key that may not name a sample: it names tar members, and must not name a path."""
+    if not (isinstance(key, str) and _KEY.fullmatch(key)):
+        raise ValueError(f"sample key {key!r}: 1 to 80 letters, digits, '_' or '-' (it names tar members)")
+
+
 def check_sample(sample: EncodedSample) -> None:
     """Raises ValueError naming the key and the field for a sample that must not get into a shard."""
-    if not _KEY.fullmatch(sample.key):
-        raise ValueError(f"sample key {sample.key!r}: 1 to 80 letters, digits, '_' or '-' (it names tar members)")
+    check_key(sample.key)
     if problem := _annotation_problem(vars(sample.annotation)):
         raise ValueError(f"sample {sample.key}: {problem}")
     for name, array in sample.arrays.items():
@@ -133,20 +141,19 @@ def pack(sample: EncodedSample) -> dict[str, bytes]:
 def unpack_annotation(data: bytes | memoryview) -> Annotation:
     """The bytes of `KEY.json` -> Annotation; ValueError says what is missing or wrong."""
     try:
-        values = json.loads(bytes(data))
+        values = parse_object(data)
     except ValueError as error:
-        raise ValueError(f"annotations are not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError("annotations are not a JSON object")
+        raise ValueError(f"annotations: {error}") from error
     if problem := _annotation_problem(values):
         raise ValueError(problem)
     return Annotation(**{name: value for name, value in values.items() if name in _ANNOTATION_FIELDS})
 
 
 def unpack_arrays(data: np.ndarray) -> dict[str, np.ndarray]:
-    """The bytes of `KEY.safetensors`, uint8 [n], -> arrays that share its memory.
+    """The bytes of `KEY.safetensors`, uint8 [n], -> arrays that share its memory, all values finite.
 
-    Parsed here and not by the safetensors package, which copies every tensor; layout checked as strictly.
+    Parsed here and not by the safetensors package, which copies every tensor; layout checked as strictly. Raises
+    ValueError for whatever is wrong; what the header claims is never allocated.
     """
     if len(data) < 8:
         raise ValueError("safetensors: shorter than its header")
@@ -154,45 +161,60 @@ def unpack_arrays(data: np.ndarray) -> dict[str, np.ndarray]:
     if length > len(data) - 8:
         raise ValueError("safetensors: the header is longer than the member")
     try:
-        header = json.loads(data[8 : 8 + length].tobytes())
+        header = parse_object(data[8 : 8 + length].data)
     except ValueError as error:
-        raise ValueError(f"safetensors: the header is not JSON: {error}") from error
+        raise ValueError(f"safetensors: the header: {error}") from error
     payload = data[8 + length :]
     arrays = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         if name not in _RANKS:
-            raise ValueError(f"field {name} is unknown; a sample has {', '.join(_RANKS)}")
+            raise ValueError(f"field {name[:80]!r} is unknown; a sample has {', '.join(_RANKS)}")
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            if not all(is_count(number) for number in (*shape, begin, end)):
+                raise TypeError
             size = math.prod(shape)
             if dtype not in _DTYPES:
-                raise ValueError(f"{name} is {dtype}; shards hold {' or '.join(_DTYPES)}")
-            if not 0 <= begin <= end <= len(payload) or end - begin != size * _DTYPES[dtype].itemsize:
+                raise ValueError(f"{name} is {dtype!r:.80}; shards hold {' or '.join(_DTYPES)}")
+            if not begin <= end <= len(payload) or end - begin != size * _DTYPES[dtype].itemsize:
                 raise ValueError(f"safetensors: {name} lies outside the member")
             arrays[name] = np.frombuffer(payload, _DTYPES[dtype], size, begin).reshape(shape)
         except (KeyError, TypeError) as error:
             raise ValueError(f"safetensors: the header's entry for {name} is malformed") from error
         if problem := _array_problem(name, shape):
             raise ValueError(problem)
+        if not _is_finite(arrays[name]):
+            raise ValueError(f"{name} holds values that are not finite")
     for name in REQUIRED_FIELDS:
         if name not in arrays:
             raise ValueError(f"field {name} is missing")
     return arrays
 
 
-def unpack_waveform(data: bytes | memoryview) -> np.ndarray:
-    """The bytes of `KEY.flac` -> float32 [N] in [-1, 1]."""
+def unpack_waveform(data: bytes | memoryview, annotation: Annotation) -> np.ndarray:
+    """The bytes of `KEY.flac` -> float32 [N] in [-1, 1]; ValueError if it is not the mono sound of such a clip."""
     import soundfile
 
+    longest = 2 * annotation.num_frames / annotation.fps + 1  # s; a few bytes of FLAC may claim terabytes of silence
     try:
-        waveform, _ = soundfile.read(io.BytesIO(bytes(data)), dtype="float32")
+        with soundfile.SoundFile(io.BytesIO(bytes(data))) as sound:
+            if sound.channels != 1:
+                raise ValueError(f"the sound has {sound.channels} channels; shards hold mono")
+            if sound.samplerate != annotation.rate_hz:
+                raise ValueError(f"the sound is of {sound.samplerate} Hz, its annotation says {annotation.rate_hz}")
+            if sound.frames > longest * sound.samplerate:
+                raise ValueError(f"the sound claims {sound.frames} samples, more than {longest:.0f} s")
+            return sound.read(dtype="float32")
     except soundfile.LibsndfileError as error:
         raise ValueError(f"the sound cannot be decoded: {error}") from error
-    if waveform.ndim != 1:
-        raise ValueError(f"the sound has {waveform.shape[1]} channels; shards hold mono")
-    return waveform
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """As `np.isfinite(array).all()`, which takes 25 times as long for float16: by the bits of the exponent."""
+    bits, infinite = _EXPONENTS[array.itemsize]
+    return not array.size or int((array.view(bits) & infinite).max()) < infinite
 
 
 def _annotation_problem(values: dict[str, object]) -> str | None:
@@ -201,8 +223,10 @@ def _annotation_problem(values: dict[str, object]) -> str | None:
             return f"field {name} is missing or not text"
     for name in _NUMBER_FIELDS:
         number = values.get(name)
-        if not isinstance(number, int | float) or isinstance(number, bool) or number <= 0:
+        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < math.inf:
             return f"field {name} is missing or not a positive number"
+    if not isinstance(values.get("mouth_boxes", []), list) or not isinstance(values.get("truth", {}), dict):
+        return "field mouth_boxes is not a list, or truth not an object"
     if not str(values["caption"]).strip():
         return "the caption is empty"
     return None

@@ -101,7 +101,7 @@ class ShardSet:
             views = dict(zip(extensions, opened.members(members), strict=True))
             annotation = unpack_annotation(views["json"].data)
             arrays = unpack_arrays(views["safetensors"])
-            waveform = unpack_waveform(views["flac"].data) if sound else None
+            waveform = unpack_waveform(views["flac"].data, annotation) if sound else None
         except KeyError as error:
             raise DamagedSample(name, entry.key, f"member {entry.key}.{error.args[0]} is missing") from error
         except (ValueError, OSError) as error:
@@ -157,6 +157,7 @@ class _OpenShard:
             if len(self.index.samples) != shard.samples:
                 raise ValueError(f"the index has {len(self.index.samples)} samples, the manifest {shard.samples}")
             self._descriptor = os.open(tar, os.O_RDONLY)
+            self._size = os.fstat(self._descriptor).st_size
         except FileNotFoundError as error:
             raise DamagedSample(tar.name, "(all)", f"{Path(error.filename).name} is missing") from error
         except (OSError, ValueError) as error:
@@ -172,12 +173,14 @@ class _OpenShard:
         start, end = min(place.start for place in places), max(place.end for place in places)
         if end - start > 2 * sum(place.end - place.start for place in places):
             return [view for place in places for view in self.members([place])]
+        if end > self._size:  # asked first: an index may claim places that no memory could hold
+            raise ValueError(f"the shard ends before the sample, at byte {self._size} of {self.index.size}")
         buffer = np.empty(end - start, np.uint8)
         count = os.preadv(self._descriptor, [buffer.data], start)
         while 0 < count < len(buffer) and (more := os.preadv(self._descriptor, [buffer[count:].data], start + count)):
             count += more
         if count < len(buffer):
-            raise ValueError(f"the shard ends before the sample; {self.index.size} bytes were written")
+            raise ValueError(f"the shard was cut while it was read, at byte {start + count} of {self.index.size}")
         for place in places:
             if place.start not in self._verified:
                 if checksum(buffer[place.start - start : place.end - start].data) != place.checksum:

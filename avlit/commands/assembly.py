@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avlit.config import Config, ConfigError, recipe_module
 
@@ -48,8 +49,18 @@ def build_encoders(config: Config) -> Encoders:
     )
 
 
-def build_datamodule(config: Config, roots: list[Path], encoders: Encoders, *, start_step: int = 0) -> AVDataModule:
-    """The data module over `roots`, which must have been made with `encoders`."""
+def build_datamodule(
+    config: Config,
+    roots: list[Path],
+    encoders: Encoders,
+    *,
+    start_step: int = 0,
+    counted: Mapping[str, Any] | None = None,
+) -> AVDataModule:
+    """The data module over `roots`, which must have been made with `encoders`.
+
+    start_step, counted: where a resumed run goes on, the step and what the data module's `state()` was.
+    """
     from data.datamodule import AVDataModule
     from data.shards import ShardSet
 
@@ -74,6 +85,9 @@ def build_datamodule(config: Config, roots: list[Path], encoders: Encoders, *, s
         workers=data.workers,
         prefetch=data.prefetch,
         max_bad=data.max_bad,
+        timeout_s=data.timeout_s,
+        max_restarts=data.max_restarts,
+        counted=counted,
     )
 
 
