@@ -21,6 +21,11 @@ train *words: setup
 curriculum *words: setup
     @{{python}} -m avlit curriculum "$@"
 
+# go on with a run exactly where it was stopped or killed: run=last|ID|FOLDER [KEY=VALUE …]
+[no-exit-message]
+resume *words: setup
+    @{{python}} -m avlit resume "$@"
+
 # write an MP4 with sound from a run: run=last
 [no-exit-message]
 sample *words: setup
@@ -50,6 +55,10 @@ ui *words: setup
 [no-exit-message]
 test *words: setup
     @{{python}} -m pytest -q "$@"
+
+# kill training at random moments and compare with a run that was never stopped: [kills=25] [seed=0] [KEY=VALUE …]
+fuzz *words: setup
+    @{{python}} -m tests.kill_fuzz "$@"
 
 # lint, formatting and types
 [no-exit-message]

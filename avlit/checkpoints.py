@@ -42,22 +42,18 @@ class NonFiniteError(CheckpointError):
 class CheckpointState:
     """state.json: what a run needs besides tensors, JSON values only.
 
-    step: optimizer steps done. position: the data state, clips of the global order used so far.
-    scheduler: the schedule's state_dict. optimizer: `flatten_optimizer`'s meta. lineage: (run id, step) of the
+    step: optimizer steps done, which is the state of data, schedule and random numbers as well: all are functions of
+    it. optimizer: `flatten_optimizer`'s meta. lineage: (run id, step) of the
     checkpoints it descends from, oldest first, itself last. base_model: fingerprint of the released weights under it
     ("" for none). counters: e.g. updates left out because they were not finite. extra: what callbacks keep.
     """
 
     step: int
-    position: int
     seed: int
     recipe: str
     run: str = ""
-    config_hash: str = ""
-    data_hash: str = ""
     base_model: str = ""
     lineage: tuple[tuple[str, int], ...] = ()
-    scheduler: dict[str, object] = field(default_factory=dict)
     optimizer: dict[str, object] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
     extra: dict[str, object] = field(default_factory=dict)
@@ -148,26 +144,42 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, state)
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[Skipped]]:
-    """The newest checkpoint in a `checkpoints/` folder that verifies, and the newer ones that do not, with reasons."""
+def newest_valid(
+    folder: Path, *, accept: Callable[[CheckpointState], bool] = lambda state: True
+) -> tuple[Checkpoint | None, list[Skipped]]:
+    """The newest checkpoint in a `checkpoints/` folder that verifies, and the newer ones that do not, with reasons.
+
+    accept: whether a whole one will do; one that will not is passed over.
+    """
     skipped = []
     for path in committed_dirs(folder):
         try:
-            return load_checkpoint(path), skipped
+            checkpoint = load_checkpoint(path)
+            if accept(checkpoint.state):
+                return checkpoint, skipped
         except CheckpointError as error:
             skipped.append(Skipped(path, str(error).removeprefix(f"{path}: ")))
     return None, skipped
 
 
-def prune(folder: Path, *, keep: int, protect: Iterable[int] = ()) -> list[Path]:
-    """Remove all but the newest `keep` checkpoints and the steps in `protect`; returns what was removed.
+Protect = Callable[[list[int]], Iterable[int]]
+"""Of the saved steps those that retention keeps besides the newest."""
+
+
+def _none(steps: list[int]) -> Iterable[int]:
+    return ()
+
+
+def prune(folder: Path, *, keep: int, protect: Protect = _none) -> list[Path]:
+    """Remove all but the newest `keep` checkpoints and those that `protect` picks; returns what was removed.
 
     The last good one stays: nothing goes unless a newer one that is kept verifies in full. Damaged folders are not
     counted, and are left for their owner to look at.
     """
     if keep < 1:
         raise ValueError(f"checkpoint.keep={keep}: at least 1 checkpoint is kept")
-    protected, kept, removed, has_good = set(protect), 0, [], False
+    steps = [step for path in committed_dirs(folder) if (step := step_of(path)) is not None]
+    protected, kept, removed, has_good = set(protect(steps)), 0, [], False
     for path in committed_dirs(folder):
         try:
             verify(path, allowed=FILES, required=REQUIRED, is_quick=has_good)
@@ -205,11 +217,11 @@ def versions() -> dict[str, str]:
 class CheckpointWriter:
     """Writes checkpoints in the background: training stops only while the state is copied.
 
-    folder: a run's `checkpoints/`. keep: how many to retain. protect: steps to retain besides, asked for at each save.
+    folder: a run's `checkpoints/`. keep, protect: what to retain, see `prune`.
     At most one write is under way; an error in it is raised by the next `save` or `wait`.
     """
 
-    def __init__(self, folder: Path, *, keep: int, protect: Callable[[], Iterable[int]] = tuple):
+    def __init__(self, folder: Path, *, keep: int, protect: Protect = _none):
         if keep < 1:
             raise ValueError(f"checkpoint.keep={keep}: at least 1 checkpoint is kept")
         self.folder = folder
@@ -246,7 +258,10 @@ class CheckpointWriter:
         state = replace(
             state, **json.loads(json.dumps({k: v for k, v in asdict(state).items() if isinstance(v, dict)}))
         )
-        self._thread = threading.Thread(target=self._write, args=(copies, state), name=f"checkpoint-{state.step}")
+        # A daemon: what `wait` did not wait for must not hold up the end of the process, and may be cut short.
+        self._thread = threading.Thread(
+            target=self._write, args=(copies, state), name=f"checkpoint-{state.step}", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> Path | None:
@@ -262,7 +277,7 @@ class CheckpointWriter:
     def _write(self, copies: dict[str, dict[str, Tensor]], state: CheckpointState) -> None:
         try:
             self.last_committed = self._save_or_make_room(copies, state)
-            prune(self.folder, keep=self.keep, protect=self.protect())
+            prune(self.folder, keep=self.keep, protect=self.protect)
         except (CheckpointError, OSError, ValueError) as error:
             self._error = error
 
@@ -273,7 +288,7 @@ class CheckpointWriter:
             if self.keep == 1 or not is_disk_full(error.__cause__ or error):
                 raise
         # The new one would push out the oldest anyway; take that room now, once.
-        prune(self.folder, keep=self.keep - 1, protect=self.protect())
+        prune(self.folder, keep=self.keep - 1, protect=self.protect)
         return save_checkpoint(self.folder, state=state, **copies)
 
     def _room(self, part: str, tensors: Tensors) -> dict[str, Tensor]:

@@ -145,7 +145,13 @@ class TrainConfig:
     strategy: Literal["auto", "ddp"] = setting("auto", "how devices share the work")
     threads: int = setting(0, "CPU threads; 0 is all cores", low=0)
     log_every: int = setting(10, "optimizer steps between log points", low=1)
-    max_nonfinite: int = setting(10, "left-out updates in a row at which training stops", low=1)
+    max_nonfinite: int = setting(10, "updates left out in a row, as not finite, at which training stops", low=1)
+    on_nonfinite: Literal["stop", "roll_back"] = setting(
+        "stop", "then: stop, or roll_back to the last checkpoint before them and go on with the next clips"
+    )
+    max_roll_backs: int = setting(
+        3, "times that a run is rolled back before it stops", low=1, not_with=("train.on_nonfinite", "stop")
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
 
 
@@ -163,6 +169,10 @@ class CheckpointConfig:
 
     every: int = setting(500, "optimizer steps between checkpoints; there is always one at the end", low=1)
     keep: int = setting(2, "newest checkpoints that are kept", low=1)
+    keep_every: int = setting(0, "also keep those whose step is a multiple of this; 0 is none", low=0)
+    best: str | None = setting(
+        None, "also keep the one with the lowest value of this held-out metric, for example val/loss/video"
+    )
 
 
 @dataclass
@@ -218,6 +228,16 @@ class Config:
 
     def check(self) -> None:
         """Raise ValueError where sections do not fit each other."""
+        saves, best = self.checkpoint, self.checkpoint.best
+        if best and (not self.validation.clips or saves.every % self.validation.every):
+            raise ValueError(
+                f"checkpoint.best={best}: needs a measurement wherever a checkpoint is saved; set validation.clips "
+                f"above 0 and checkpoint.every={saves.every} to a multiple of validation.every={self.validation.every}"
+            )
+        if saves.keep_every % saves.every:
+            raise ValueError(
+                f"checkpoint.keep_every={saves.keep_every}: must be a multiple of checkpoint.every={saves.every}"
+            )
         parts = self.train.devices * self.train.accumulate
         sizes = {"data.batch_size": self.data.batch_size}
         sizes |= {f"data.buckets.{shape}": size for shape, size in self.data.buckets.items()}

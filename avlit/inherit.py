@@ -1,6 +1,6 @@
 """From a checkpoint into a model and an optimizer: what `init=` inherits, and a resume restores."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,8 @@ def load_weights_into(
     stands on; a checkpoint that was trained on another base is refused.
     CheckpointError: another base, another model, or another shape.
     """
-    saved_base = checkpoint.state.base_model
-    if base_model is not None and saved_base != base_model:
-        raise CheckpointError(
-            f"init={checkpoint.path}: it was trained on base weights {saved_base or 'none'}, "
-            f"this run has {base_model or 'none'}; set model.weights to the same folder"
-        )
+    if base_model is not None:
+        check_base(checkpoint, base_model)
     saved = checkpoint.weights()
     if ema:
         saved |= checkpoint.ema()
@@ -81,6 +77,36 @@ def load_weights_into(
     for name in report.inherited:
         targets[name].copy_(saved[name])
     return report
+
+
+def check_base(checkpoint: Checkpoint, base_model: str) -> None:
+    """CheckpointError unless the checkpoint was trained on released weights with this fingerprint ("": on none)."""
+    if (saved := checkpoint.state.base_model) != base_model:
+        raise CheckpointError(
+            f"{checkpoint.path}: it was trained on base weights {saved or 'none'}, "
+            f"this run has {base_model or 'none'}; set model.weights to the same folder"
+        )
+
+
+@torch.no_grad()
+def restore_weights(model: nn.Module, checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Copy a checkpoint's trained weights into the model they were saved from, bit for bit.
+
+    names: what the model would save. CheckpointError: the checkpoint holds other tensors or shapes.
+    """
+    saved, targets = checkpoint.weights(), model.state_dict(keep_vars=True)
+    if differing := sorted(saved.keys() ^ set(names)):
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(differing)} tensors are not in both the checkpoint and the model, first "
+            f"{', '.join(differing[:3])}; a run is resumed with the code and the config it was trained with"
+        )
+    for name, tensor in saved.items():
+        if tensor.shape != targets[name].shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} is {list(tensor.shape)} there, {list(targets[name].shape)} in the model"
+            )
+    for name, tensor in saved.items():
+        targets[name].copy_(tensor)
 
 
 def _refuse_other_model(report: InheritReport, saved: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
@@ -100,10 +126,6 @@ def _refuse_other_model(report: InheritReport, saved: Mapping[str, Tensor], targ
         )
 
 
-# How the update is computed, not what it computes: these stay as the running optimizer has them.
-IMPLEMENTATION_FLAGS = ("foreach", "fused", "capturable", "differentiable")
-
-
 def flatten_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -120,9 +142,7 @@ def flatten_optimizer(
             raise ValueError(
                 f"{len(unnamed)} parameters of the optimizer have no name, first of shape {unnamed[0].shape}"
             )
-        options = {k: v for k, v in group.items() if k != "params" and k not in IMPLEMENTATION_FLAGS}
-        options = {k: v.item() if isinstance(v, Tensor) else v for k, v in options.items()}
-        groups.append({"params": [name_of[id(p)] for p in group["params"]], "options": options})
+        groups.append([name_of[id(p)] for p in group["params"]])
         for parameter in group["params"]:
             name = name_of[id(parameter)]
             for slot, value in optimizer.state.get(parameter, {}).items():
@@ -141,13 +161,14 @@ def restore_optimizer(
 ) -> None:
     """Give an optimizer the state `flatten_optimizer` took, bit for bit and in its precision.
 
+    Learning rate, decay and the like stay what the config made them.
     CheckpointError: it was of other parameters, groups or shapes.
     """
     name_of = {id(parameter): name for name, parameter in names.items()}
     saved_groups: list = list(meta.get("groups", []))  # pyright: ignore[reportArgumentType, reportCallIssue]
     scalars: dict = dict(meta.get("scalars", {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
     here = [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-    there = [list(group["params"]) for group in saved_groups]
+    there = [list(group) for group in saved_groups]
     if here != there:
         differing = sorted({n for group in here for n in group} ^ {n for group in there for n in group})
         raise CheckpointError(
@@ -165,9 +186,7 @@ def restore_optimizer(
             )
         slots.setdefault(name, {})[slot] = tensor
     optimizer.state.clear()
-    for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
-        for key, value in saved["options"].items():
-            group[key] = _as_before(group.get(key), value)
+    for group in optimizer.param_groups:
         on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
             values = slots.get(name_of[id(parameter)], {})
@@ -175,14 +194,6 @@ def restore_optimizer(
                 optimizer.state[parameter] = {
                     slot: _placed(value, parameter, on_device=on_device) for slot, value in values.items()
                 }
-
-
-def _as_before(current: object, value: object) -> object:
-    if isinstance(current, tuple) and isinstance(value, list):
-        return tuple(value)
-    if isinstance(current, Tensor):
-        return torch.full_like(current, float(value))  # pyright: ignore[reportArgumentType]
-    return value
 
 
 def _placed(value: object, parameter: nn.Parameter, *, on_device: bool) -> object:

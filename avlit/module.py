@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from avlit.batch import AVBatch
+from avlit.checkpoints import Checkpoint
 from avlit.config import OptimizerConfig
+from avlit.inherit import check_base, restore_optimizer, restore_weights
 from avlit.objectives import Losses
-from avlit.randomness import Draws
+from avlit.randomness import Draws, seed_dropout
+from avlit.ranks import is_distributed
 
 
 def lr_factor(step: int, *, kind: str, steps: int, warmup: float, final: float) -> float:
@@ -68,6 +71,8 @@ class AVModule(pl.LightningModule):
         self.base_model = ""  # fingerprint of released weights under the model, once they are loaded
         self.released: frozenset[str] = frozenset()  # names of the tensors that came with them
         self.grad_norm: Tensor | None = None
+        self.skip = torch.zeros(())  # 1 on the device where the last update was left out
+        self._resumed: Checkpoint | None = None
         # Counted on the device and read at log points only, so that no step waits for it.
         self.register_buffer("skipped_in_a_row", torch.zeros(()), persistent=False)
         self.register_buffer("skipped", torch.zeros(()), persistent=False)
@@ -116,6 +121,18 @@ class AVModule(pl.LightningModule):
         left_out = self.released - self.trained_parameters.keys()
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in left_out}
 
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint's weights and counters now, and its optimizer once that is built; after `freeze`."""
+        check_base(checkpoint, self.base_model)
+        restore_weights(self.model, checkpoint, self.saved_weights())
+        self.skipped.fill_(checkpoint.state.counters["skipped"])
+        self.skipped_in_a_row.fill_(checkpoint.state.counters["skipped_in_a_row"])
+        self._resumed = checkpoint
+
+    def restore_moments(self, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+        """Give the optimizer the moments that it had when the checkpoint was saved."""
+        restore_optimizer(optimizer, self.trained_parameters, checkpoint.optimizer(), checkpoint.state.optimizer)
+
     def steps_done(self, trainer: pl.Trainer) -> int:
         """Optimizer steps of the run so far, those before a resume included."""
         return self.start_step + trainer.global_step
@@ -126,6 +143,7 @@ class AVModule(pl.LightningModule):
 
     def training_step(self, batch: AVBatch, batch_index: int) -> dict[str, object]:
         """Differentiate the recipe's losses; Lightning calls this."""
+        seed_dropout(self.seed, batch.step, batch.slots, self.device)
         losses = self.step(batch, Draws(self.seed, batch.step, batch.slots))
         loss = losses.total
         self.loss_is_finite = torch.isfinite(loss.detach())
@@ -139,12 +157,12 @@ class AVModule(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         skip = (~(torch.isfinite(norm) & self.loss_is_finite)).float()
-        if dist.is_available() and dist.is_initialized():
+        if is_distributed():
             dist.all_reduce(skip, dist.ReduceOp.MAX)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norm, foreach=True)
         optimizer = getattr(optimizer, "optimizer", optimizer)
         optimizer.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue] what torch's own GradScaler sets
-        self.grad_norm = norm
+        self.grad_norm, self.skip = norm, skip
         self.skipped += skip
         self.skipped_in_a_row.add_(1).mul_(skip)
 
@@ -152,6 +170,9 @@ class AVModule(pl.LightningModule):
         """The optimizer over what is trained, and its schedule, which counts from the run's first step."""
         config = self.optimizer_config
         optimizer = build_optimizer(self.trained_parameters.values(), config)
+        if self._resumed is not None:
+            self.restore_moments(optimizer, self._resumed)
+            self._resumed = None
         schedule = LambdaLR(
             optimizer,
             lambda step: lr_factor(

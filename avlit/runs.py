@@ -65,6 +65,16 @@ class Run:
         return self.path / "config.yaml"
 
     @property
+    def provenance_path(self) -> Path:
+        """What the run is made from (`avlit.provenance`), written by each of its sessions."""
+        return self.path / "provenance.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The last metrics, as JSON, of a run that has finished."""
+        return self.path / "metrics.json"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
 
@@ -94,13 +104,17 @@ class Run:
         write_atomically(self.config_path, text)
 
 
-def create_run(runs_dir: Path, recipe: str, parent: str | None = None) -> Run:
-    """A new run folder `<YYYYMMDD-HHMMSS>-<recipe>-<4 hex>`; it appears complete or not at all."""
+def create_run(runs_dir: Path, recipe: str, *, config: str = "", parent: str | None = None) -> Run:
+    """A new run folder `<YYYYMMDD-HHMMSS>-<recipe>-<4 hex>` with its resolved config as YAML.
+
+    It appears complete or not at all: a run that exists can be resumed.
+    """
     if not re.fullmatch(r"\w[\w.-]*", recipe):
         raise ValueError(
             f"recipe={recipe!r}: a run's folder is named by it, so only letters, digits, _ . and - are allowed"
         )
     runs_dir.mkdir(parents=True, exist_ok=True)
+    sweep_unfinished(runs_dir)
     now = datetime.now().astimezone()
     while True:
         run_id = f"{now:%Y%m%d-%H%M%S}-{recipe}-{secrets.token_hex(2)}"
@@ -110,10 +124,16 @@ def create_run(runs_dir: Path, recipe: str, parent: str | None = None) -> Run:
     record = RunRecord(id=run_id, recipe=recipe, created=now.isoformat(timespec="microseconds"), parent=parent)
     for name in ("checkpoints", "samples", "spool"):
         (building / name).mkdir(parents=True)
+    write_atomically(building / "config.yaml", config)
     write_atomically(building / RECORD_NAME, _to_json(record))
     os.rename(building, path)
     sync_folder(runs_dir)
     return _to_run(path, record)
+
+
+def stages_of(parent: Run) -> list[Run]:
+    """The runs that name `parent` as theirs, oldest first."""
+    return [run for run in list_runs(parent.path.parent) if run.parent == parent.id]
 
 
 def find_run(runs_dir: Path, word: str | Path) -> Run:

@@ -29,6 +29,8 @@ from avlit.runs import create_run
 from avlit.tracking import Tracker
 from avlit.tracking.tracker import delivery
 from callbacks.ema import EMA
+from callbacks.finite_guard import FiniteGuard
+from callbacks.stopping import Stopping
 from callbacks.training_log import TrainingLog
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, schedule="linear", warmup=0.01, final=0.1)
@@ -131,13 +133,14 @@ def recipe_loop(steps: int, folder: Path, *, every: int) -> float:
         subsets=["basic_face"],
         tokens_per_sample=1,
         waited_s=lambda: 0.0,
-        max_nonfinite=10,
     )
+    guard = FiniteGuard(every=every, max_in_a_row=10)
+    stopping = Stopping(lambda trainer, module, step: None)
     clock = _Clock()
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
-        callbacks=[EMA(decay=EMA_DECAY), log, clock],
+        callbacks=[EMA(decay=EMA_DECAY), log, guard, stopping, clock],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,104 +1,74 @@
-"""Saves the run every so many steps, at the end and when asked to stop; the writing goes on behind the training."""
+"""Saves the run every so many steps and at the end; the writing goes on behind the training."""
 
-import signal
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
 from avlit.checkpoints import CheckpointState, CheckpointWriter, free_bytes_needed
 from avlit.commit import check_writable
+from avlit.errors import UserError
 from avlit.inherit import flatten_optimizer
 from avlit.module import AVModule
 from callbacks.ema import EMA
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Checkpointing(pl.Callback):
     """Commits weights, average, optimizer and counters.
 
-    state: step -> the state that goes with the tensors. every: steps between saves; 0 saves at the end only.
-    On SIGINT, SIGTERM or SIGUSR1 the step under way is finished, the run is saved and training ends; `stopped_by` is
-    then the signal. A second SIGINT ends it at once.
+    state: step -> the state that goes with the tensors; called on all ranks. every: steps between saves.
+    num_kept: checkpoints that retention leaves at most, for which room must be free.
     """
 
     def __init__(
-        self, writer: CheckpointWriter, *, every: int, ema: EMA, state: Callable[[int], CheckpointState], keep: int
+        self, writer: CheckpointWriter, *, every: int, ema: EMA, state: Callable[[int], CheckpointState], num_kept: int
     ):
         self.writer = writer
         self.every = every
         self.ema = ema
         self.state = state
-        self.keep = keep
-        self.stopped_by: signal.Signals | None = None
+        self.num_kept = num_kept
         self.saved_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, AVModule)
-        weights = module.saved_weights()
-        trained = list(module.trained_parameters.values())
-        moments = {f"{i}/{slot}": p for i, p in enumerate(trained) for slot in ("exp_avg", "exp_avg_sq")}
+        self.saved_step = module.start_step
         if trainer.is_global_zero:
-            check_writable(self.writer.folder, free_bytes_needed(weights, moments, self.ema.average, keep=self.keep))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.hosts: Any = torch.distributed.new_group(backend="gloo")  # asks the other hosts, never the device
-        # Only a flag is set in the handler; Lightning's own would end the run without saving it.
-        self.previous = {number: signal.signal(number, self._ask_to_stop) for number in STOP_SIGNALS}
-
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.stopped_by is not None:
-            raise KeyboardInterrupt
-        self.stopped_by = signal.Signals(number)
+            weights = module.saved_weights()
+            trained = list(module.trained_parameters.values())
+            moments = {f"{i}/{slot}": p for i, p in enumerate(trained) for slot in ("exp_avg", "exp_avg_sq")}
+            need = free_bytes_needed(weights, moments, self.ema.average, keep=self.num_kept)
+            check_writable(self.writer.folder, need)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(module, AVModule)
-        if not module.has_stepped(trainer, batch_idx):
-            return
         step = module.steps_done(trainer)
-        if self._any_rank_stops():
+        if module.has_stepped(trainer, batch_idx) and (step == module.total_steps or step % self.every == 0):
             self.save(trainer, module, step)
-            trainer.should_stop = True
-        elif step == module.total_steps or (self.every and step % self.every == 0):
-            self.save(trainer, module, step)
-
-    def _any_rank_stops(self) -> bool:
-        asked = self.stopped_by is not None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            flag = torch.tensor(float(self.stopped_by or 0))
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.hosts)
-            asked = flag.item() > 0
-            if asked:
-                self.stopped_by = signal.Signals(int(flag.item()))
-        return asked
 
     def save(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
-        """Copy the state now, write it behind; a step is saved once."""
+        """Copy the state now, write it behind; a step is saved once. Called on all ranks."""
         if step == self.saved_step:
             return
         self.saved_step = step
+        state = self.state(step)
         if trainer.is_global_zero:
-            optimizer = trainer.optimizers[0]
-            tensors, meta = flatten_optimizer(optimizer, module.trained_parameters)
-            state = self.state(step)
+            tensors, meta = flatten_optimizer(trainer.optimizers[0], module.trained_parameters)
             state.optimizer.update(meta)
             average: dict[str, Tensor] = self.ema.average
             self.writer.save(weights=module.saved_weights(), optimizer=tensors, ema=average, state=state)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.writer.wait()
-        self._restore_signals()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Nothing that was trained is lost to data that cannot be read: that ends a run between two micro-batches."""
+        assert isinstance(module, AVModule)
+        if isinstance(exception, KeyboardInterrupt):  # "stop now": the protocol leaves the last good one
+            return
+        is_between_steps = isinstance(exception, UserError) and trainer.optimizers and trainer.world_size == 1
+        if is_between_steps and module.steps_done(trainer) > module.start_step:
+            self.save(trainer, module, module.steps_done(trainer))
         self.writer.wait()
-        self._restore_signals()
-
-    def _restore_signals(self) -> None:
-        for number, handler in getattr(self, "previous", {}).items():
-            signal.signal(number, handler)
-        self.previous = {}

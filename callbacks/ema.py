@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from avlit.checkpoints import Checkpoint
 from avlit.module import AVModule
 
 
@@ -26,11 +27,26 @@ class EMA(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, AVModule)
+        self.attach(module)
+
+    def attach(self, module: AVModule) -> None:
+        """Start the average at the module's weights, unless it was restored, on the module's device."""
         if self.decay and not self.average:
             self.average = {name: p.detach().float().clone() for name, p in module.trained_parameters.items()}
-        self.average = {name: tensor.to(module.device) for name, tensor in self.average.items()}
+        names = module.trained_parameters if self.average else ()
+        self.average = {name: self.average[name].to(module.device) for name in names}
         # Views that follow the weights: walking through the model at every step costs as much as the average itself.
         self.current = tuple(p.detach() for p in module.trained_parameters.values())
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint's average and the number of updates that made it."""
+        if not self.decay or not checkpoint.has_ema:  # switched off, or switched on since
+            return
+        saved, here = checkpoint.ema(), self.average
+        for name, tensor in here.items():
+            tensor.copy_(saved[name])
+        self.average = here or saved
+        self.num_updates = int(checkpoint.state.counters["ema_updates"])
 
     @torch.no_grad()
     def on_train_batch_end(

@@ -6,12 +6,15 @@ import lightning.pytorch as pl
 
 from avlit.module import AVModule
 from callbacks.ema import EMA
+from callbacks.stopping import StopRequestedError
 
 
 class Samples(pl.Callback):
     """Samples every `every` steps (0: never between) and at the end.
 
-    write: (step, whether it is the last) -> metrics measured on the clips; it samples, writes and reports them.
+    write: (step, whether it is the last) -> metrics measured on the clips; it samples, writes and reports them, and
+    raises StopRequestedError where the run was asked to stop. written: the metrics of a step whose clips are there,
+    None where a stop or a kill prevented them: they are made when the run is resumed. last: the latest metrics.
     """
 
     def __init__(
@@ -20,26 +23,43 @@ class Samples(pl.Callback):
         *,
         every: int,
         ema: EMA,
-        report: Callable[[dict[str, float], int], None],
+        written: Callable[[int], dict[str, float] | None] = lambda step: None,
     ):
         self.write = write
         self.every = every
         self.ema = ema
-        self.report = report
+        self.written = written
         self.last: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, AVModule)
+        if module.start_step:
+            self.make_if_due(trainer, module, module.start_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(module, AVModule)
-        step = module.steps_done(trainer)
+        if module.has_stepped(trainer, batch_idx):
+            self.make_if_due(trainer, module, module.steps_done(trainer))
+
+    def make_if_due(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
+        """Make the clips on the first rank, unless none are planned at `step`; the others wait."""
         is_last = step == module.total_steps
-        if not module.has_stepped(trainer, batch_idx) or not (is_last or (self.every and step % self.every == 0)):
+        if not (is_last or (self.every and step % self.every == 0)):
             return
         if trainer.is_global_zero:
-            module.eval()
-            with self.ema.applied(module):
-                self.last = self.write(step, is_last)
-            module.train()
-            self.report(self.last, step)
+            self.last = self._made(module, step, is_last)
         trainer.strategy.barrier()
+
+    def _made(self, module: AVModule, step: int, is_last: bool) -> dict[str, float]:
+        if (metrics := self.written(step)) is not None:
+            return metrics
+        module.eval()
+        try:
+            with self.ema.applied(module):
+                return self.write(step, is_last)
+        except StopRequestedError:
+            return {}
+        finally:
+            module.train()

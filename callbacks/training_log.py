@@ -1,7 +1,9 @@
 """Losses by modality, subset and noise level, learning rate and throughput, read from the device at log points only."""
 
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,13 +13,10 @@ from tqdm import tqdm
 from avlit.batch import AVBatch
 from avlit.module import AVModule
 from avlit.objectives import Losses
+from avlit.ranks import gather, is_distributed
 
 NOISE_BINS = 4
 """Noise levels are logged in quarters: 0 is the least noisy."""
-
-
-class NonFiniteTrainingError(RuntimeError):
-    """Too many updates in a row were left out because the loss or a gradient was not finite."""
 
 
 class LossSums:
@@ -28,7 +27,7 @@ class LossSums:
         self.rows = {name: 1 + index for index, name in enumerate(subsets)}
         self.first_bin = 1 + len(subsets)
         self.device = device
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of each part of the loss, [2, rows]: sum and count
 
     def add(self, losses: Losses, subsets: tuple[str, ...]) -> None:
         """Add one micro-batch; nothing is read back."""
@@ -42,11 +41,32 @@ class LossSums:
             self.sums[part][:, 0] += pair.sum(1)
             self.sums[part].index_add_(1, rows, pair).index_add_(1, bins, pair)
 
-    def read(self, prefix: str) -> dict[str, float]:
-        """Means since the last reading, as metric name -> value; the one synchronisation."""
+    def take(self, other: "LossSums") -> None:
+        """Add what another has counted, and empty it."""
+        for part, sums in other.sums.items():
+            self.sums[part] = self.sums[part].add_(sums) if part in self.sums else sums
+        other.sums = {}
+
+    def totals(self, *, over_ranks: bool) -> dict[str, list[list[float]]]:
+        """The sums on the host; the one synchronisation. over_ranks: of all ranks, and called on all of them."""
+        totals = {part: sums.tolist() for part, sums in self.sums.items()}
+        if not (over_ranks and is_distributed()):
+            return totals
+        joined: dict[str, list[list[float]]] = {}
+        ranks = gather(totals)
+        for part in dict.fromkeys(part for each in ranks for part in each):  # a rank may not have met all of them
+            tables = [each[part] for each in ranks if part in each]
+            joined[part] = [[sum(column) for column in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+        return joined
+
+    def restore(self, totals: Mapping[str, list[list[float]]]) -> None:
+        """Go on from what `totals` gave."""
+        self.sums = {part: torch.tensor(sums, device=self.device) for part, sums in totals.items()}
+
+    def read(self, prefix: str, *, over_ranks: bool = False) -> dict[str, float]:
+        """Means since the last reading, as metric name -> value."""
         metrics: dict[str, float] = {}
-        for part, sums in self.sums.items():
-            totals, counts = sums.tolist()
+        for part, (totals, counts) in self.totals(over_ranks=over_ranks).items():
             for name, total, count in zip(self.names, totals, counts, strict=True):
                 if count:
                     metrics[f"{prefix}/{part}" + (f"/{name}" if name else "")] = total / count
@@ -58,8 +78,7 @@ class TrainingLog(pl.Callback):
     """Writes the training metrics every `every` steps and moves the progress bar.
 
     report: takes metrics and a step (the tracker's). tokens_per_sample: what one clip is to the model.
-    waited_s: seconds the training loop has waited for data so far. max_nonfinite: stop after as many updates left
-    out in a row.
+    waited_s: seconds the training loop has waited for data so far. num_damaged: samples replaced so far.
     """
 
     def __init__(
@@ -70,7 +89,7 @@ class TrainingLog(pl.Callback):
         subsets: list[str],
         tokens_per_sample: int,
         waited_s: Callable[[], float],
-        max_nonfinite: int,
+        num_damaged: Callable[[], int] = lambda: 0,
         shows_progress: bool = True,
     ):
         self.report = report
@@ -78,15 +97,26 @@ class TrainingLog(pl.Callback):
         self.subsets = subsets
         self.tokens_per_sample = tokens_per_sample
         self.waited_s = waited_s
-        self.max_nonfinite = max_nonfinite
+        self.num_damaged = num_damaged
         self.shows_progress = shows_progress
-        self.samples = 0
-        self.keys: list[tuple[int, tuple[str, ...]]] = []
+        self.num_samples = 0
+        self.key_hash = self.key_hash_of_step = 0
+        self.restored: Mapping[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What the next log point needs of the steps before: their losses and keys. Called on all ranks."""
+        return {"sums": self.sums.totals(over_ranks=True), "key_hash": self._key_hash_of_all_ranks()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state` gave, before training starts."""
+        self.restored = state
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, AVModule)
-        self.sums = LossSums(self.subsets, module.device)
-        self.skipped = 0.0
+        self.sums, self.sums_of_step = (LossSums(self.subsets, module.device) for _ in range(2))
+        if self.restored and trainer.is_global_zero:  # it is the sum over all ranks
+            self.sums.restore(self.restored["sums"])
+            self.key_hash = self.restored["key_hash"]
         self.bar = tqdm(
             total=module.total_steps,
             initial=module.start_step,
@@ -99,57 +129,57 @@ class TrainingLog(pl.Callback):
         self._restart_clock()
 
     def _restart_clock(self) -> None:
-        self.samples, self.started, self.waited_before = 0, time.perf_counter(), self.waited_s()
+        self.num_samples, self.started, self.waited_before = 0, time.perf_counter(), self.waited_s()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(module, AVModule) and isinstance(outputs, dict) and isinstance(batch, AVBatch)
-        self.sums.add(outputs["losses"], batch.subsets)
-        self.samples += len(batch) * trainer.world_size
-        self.keys.append((batch.step, batch.keys))
+        # Counted by step: a run that breaks off between two micro-batches is saved as it was after the last step.
+        self.sums_of_step.add(outputs["losses"], batch.subsets)
+        for slot, key in zip(batch.slots, batch.keys, strict=True):
+            self.key_hash_of_step += zlib.crc32(f"{batch.step}|{slot}|{key}".encode())
+        self.num_samples += len(batch) * trainer.world_size
         if not module.has_stepped(trainer, batch_idx):
             return
+        self.sums.take(self.sums_of_step)
+        self.key_hash, self.key_hash_of_step = self.key_hash + self.key_hash_of_step, 0
         self.bar.update(1)
         step = module.steps_done(trainer)
         if step % self.every == 0 or step == module.total_steps:
             self._write(trainer, module, step)
 
     def _write(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
-        metrics = self.sums.read("train/loss")  # waits for the device: the clock is read after it
+        metrics = self.sums.read("train/loss", over_ranks=True)  # waits for the device: the clock is read after it
         seconds, waited = time.perf_counter() - self.started, self.waited_s() - self.waited_before
         metrics |= {
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "throughput/samples_per_s": self.samples / seconds,
-            "throughput/tokens_per_s": self.samples * self.tokens_per_sample / seconds,
+            "train/skipped_updates": float(module.skipped),
+            "data/key_hash": float(self._key_hash_of_all_ranks()),
+            "data/damaged": float(self.num_damaged()),
+            "throughput/samples_per_s": self.num_samples / seconds,
+            "throughput/tokens_per_s": self.num_samples * self.tokens_per_sample / seconds,
             "throughput/data_wait_share": waited / seconds,
         }
         if module.grad_norm is not None:
             metrics["train/grad_norm"] = float(module.grad_norm)
-        self._check_finite(module, step, metrics)
         if trainer.is_global_zero:
             self.report(metrics, step)
         shown = {name.removeprefix("train/loss/"): f"{metrics[name]:.3f}" for name in metrics if name.count("/") == 2}
         self.bar.set_postfix(shown | {"wait": f"{metrics['throughput/data_wait_share']:.1%}"}, refresh=False)
-        self.keys.clear()
+        self.key_hash = 0
         self._restart_clock()
 
-    def _check_finite(self, module: AVModule, step: int, metrics: dict[str, float]) -> None:
-        skipped, in_a_row = float(module.skipped), float(module.skipped_in_a_row)
-        metrics["train/skipped_updates"] = skipped
-        if skipped > self.skipped:
-            keys = ", ".join(key for _, names in self.keys for key in names)
-            self.bar.write(
-                f"{skipped - self.skipped:.0f} update(s) up to step {step} were left out: the loss or a gradient was "
-                f"not finite. Weights are unchanged by them. Samples since the last log point: {keys[:2000]}"
-            )
-        self.skipped = skipped
-        if in_a_row >= self.max_nonfinite:
-            self.bar.close()
-            raise NonFiniteTrainingError(
-                f"the last {in_a_row:.0f} updates were not finite (train.max_nonfinite={self.max_nonfinite}); stopped "
-                f"at step {step}. The last checkpoint holds finite weights: lower optimizer.lr or look at those samples"
-            )
+    def _key_hash_of_all_ranks(self) -> int:
+        """32 bits that stand for which sample was in which slot of which step since the last log point.
+
+        A sum, so that it is the same however slots fall to ranks and micro-batches.
+        """
+        return sum(gather(self.key_hash)) % 2**32
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()

@@ -55,7 +55,13 @@ def test_updates_replace_the_record_and_leave_no_temporary_file(tmp_path: Path) 
 
     record = json.loads((run.path / "run.json").read_text())
     assert (record["status"], record["init_run"], record["parent"]) == ("finished", "earlier", "abc")
-    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "run.json", "samples", "spool"]
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "run.json",
+        "samples",
+        "spool",
+    ]
     with pytest.raises(ValueError, match="status='done': must be one of running"):
         run.update(status="done")
 

@@ -70,7 +70,7 @@ def test_a_stage_leaves_checkpoint_clips_and_an_mlflow_run(tmp_path, cache, caps
     assert "Starts from scratch" in printed and "val/loss/video" in printed
     checkpoint, skipped = newest_valid(run.checkpoints_dir)
     assert checkpoint is not None and not skipped and checkpoint.step == 4 and checkpoint.has_ema
-    assert checkpoint.state.position == 4 and checkpoint.state.recipe == "mtv_stage3"
+    assert checkpoint.state.recipe == "mtv_stage3"
     clips = sorted((run.samples_dir / "step-00000004").glob("*.mp4"))
     assert len(clips) == 2
     assert all(has_picture_and_sound(clip) for clip in clips)

@@ -2,46 +2,148 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from avlit.commands.resume import read_allow_change
+from avlit.commands.session import Outcome, join_session, run_session
 from avlit.commands.train import train
-from avlit.config import ConfigError, curriculum_keys, load_config, to_yaml
-from avlit.runs import create_run
+from avlit.config import Config, ConfigError, curriculum_keys, from_yaml, load_config, to_yaml
+from avlit.durable import write_atomically
+from avlit.runs import Run, create_run, hold, list_runs, stages_of
 from avlit.settings import read_words
+
+PLAN = "curriculum.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """curriculum.json in the parent's folder: the paper, its stages in order, and the words given for all of them."""
+
+    paper: str
+    stages: tuple[str, ...]
+    words: tuple[str, ...]
+    init: str | None
+
+    @classmethod
+    def read(cls, run: Run) -> Plan:
+        """What `write` stored. ConfigError: it is damaged, or the stages of the paper are others now."""
+        try:
+            values = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
+            plan = cls(str(values["paper"]), tuple(values["stages"]), tuple(values["words"]), values["init"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(f"run={run.id}: {PLAN} cannot be read ({error}); resume its stages one by one") from error
+        if plan.stages != (now := tuple(curriculum_keys(plan.paper))):
+            raise ConfigError(f"run={run.id}: has the stages {', '.join(plan.stages)}, the paper has {', '.join(now)}")
+        return plan
+
+    def write(self, run: Run) -> None:
+        write_atomically(run.path / PLAN, json.dumps(asdict(self), indent=1) + "\n")
+
+    def config(self, stage: str, *, init: str | None) -> Config:
+        """A stage's config; init: whose weights it starts from."""
+        return load_config([f"recipe={stage}", *self.words, *([f"init={init}"] if init else [])])
 
 
 def main(words: Sequence[str]) -> int:
-    """`recipe=PAPER` and any words that `just train` takes; they hold for every stage."""
+    """`recipe=PAPER` and any words that `just train` takes; they hold for every stage.
+
+    The same words again go on with a curriculum that was stopped, at its stage and step; `new=true` starts another.
+    """
+    if (status := join_session()) is not None:
+        return status
     given = read_words(words)
     paper = given.pop("recipe", None)
     if paper is None:
         raise ConfigError("recipe=… is missing: name a paper, for example recipe=mtv")
+    is_new, allow_change = given.pop("new", "false"), read_allow_change(given)
+    if is_new not in ("true", "false"):
+        raise ConfigError(f"new={is_new}: must be true or false")
     init = given.pop("init", None)  # of the first stage; the others start from the one before
-    rest = [f"{key}={value}" for key, value in given.items()]
-    keys = curriculum_keys(paper)
-    configs = {key: load_config([f"recipe={key}", *rest]) for key in keys}  # all are checked before the first trains
-    first = configs[keys[0]]
-    parent = create_run(Path(first.runs_dir), f"{paper}_curriculum")
-    parent.write_config(to_yaml(first))
+    keys = tuple(curriculum_keys(paper))
+    plan = Plan(paper, keys, tuple(f"{key}={value}" for key, value in given.items()), init)
+    configs = [plan.config(key, init=init) for key in keys]  # all are checked before the first trains
+    runs_dir = Path(configs[0].runs_dir)
+    if is_new == "false" and (parent := unfinished(runs_dir, plan)):
+        print("new=true would start another curriculum instead")
+        return resume_curriculum(parent, (), allow_change=allow_change)
+    parent = create_run(runs_dir, f"{paper}_curriculum", config=to_yaml(configs[0]))
+    plan.write(parent)
+    print(f"Curriculum of {paper} in {len(keys)} stages: {', '.join(keys)}. Run {parent.id}")
+    return train_stages(parent, plan, is_resumed=False)
 
+
+def unfinished(runs_dir: Path, plan: Plan) -> Run | None:
+    """The newest curriculum with the same words that has not finished."""
+    for run in reversed(list_runs(runs_dir)):
+        if (run.path / PLAN).exists() and run.recipe == f"{plan.paper}_curriculum":
+            is_open = run.record().status != "finished"
+            if is_open and Plan.read(run) == plan:
+                return run
+            if is_open:
+                print(f"run={run.id} is unfinished too, of other words; `just resume run={run.id}` goes on with it")
+    return None
+
+
+def resume_curriculum(parent: Run, words: Sequence[str], *, allow_change: bool = False) -> int:
+    """Go on at the stage and step where a curriculum was stopped; returns the exit status.
+
+    ConfigError: it has finished, or words were given: they would hold for some of its stages only.
+    """
+    if words:
+        raise ConfigError(
+            f"{words[0]}: run={parent.id} is a curriculum, whose words hold for all stages; resume its stage by its "
+            "own id to change that one, or start another with `just curriculum`"
+        )
+    if parent.record().status == "finished":
+        raise ConfigError(f"run={parent.id}: all its stages have finished; `just curriculum` starts another")
+    print(f"Resumes the curriculum, run {parent.id} in {parent.path}")
+    return train_stages(parent, Plan.read(parent), is_resumed=True, allow_change=allow_change)
+
+
+def train_stages(parent: Run, plan: Plan, *, is_resumed: bool, allow_change: bool = False) -> int:
+    """Train what is left of the stages; returns the exit status."""
     from avlit.tracking import open_parent
 
-    tracker = open_parent(parent, uri=first.tracking.uri, experiment=first.tracking.experiment, run_name=first.run_name)
-    print(f"Curriculum of {paper} in {len(keys)} stages: {', '.join(keys)}. Run {parent.id}")
-    status = "failed"
-    try:
-        for number, key in enumerate(keys, start=1):
-            print(f"\n[{number}/{len(keys)}] {key}")
-            config = load_config([f"recipe={key}", *rest, *([f"init={init}"] if init else [])])
-            outcome = train(config, parent=parent.id)
-            if outcome.exit_status:
-                status = "stopped"
-                return outcome.exit_status
-            tracker.log_metrics(outcome.metrics, number)
-            init = str(outcome.run.path)
-        status = "finished"
-    finally:
-        parent.update(status=status)
-        tracker.finish(status)
+    with hold(parent):
+        first = from_yaml(parent.config_path.read_text(encoding="utf-8"), source=str(parent.config_path))
+        tracker = open_parent(
+            parent,
+            uri=first.tracking.uri,
+            experiment=first.tracking.experiment,
+            run_name=first.run_name,
+            is_resumed=is_resumed,
+        )
+        parent.update(status="running")
+        started = {run.recipe: run for run in stages_of(parent)}  # of several the newest
+        status, init = "failed", plan.init
+        try:
+            for number, key in enumerate(plan.stages, start=1):
+                print(f"\n[{number}/{len(plan.stages)}] {key}")
+                run = started.get(key)
+                if run is None:
+                    outcome = train(plan.config(key, init=init), parent=parent.id)
+                    run = outcome.run
+                elif run.record().status == "finished":
+                    print(f"Finished before, run {run.id}")
+                    outcome = Outcome(run, json.loads(run.metrics_path.read_text(encoding="utf-8")))
+                else:
+                    print(f"Resumes {key}, run {run.id} in {run.path}")
+                    config = from_yaml(run.config_path.read_text(encoding="utf-8"), source=str(run.config_path))
+                    outcome = run_session(config, run, is_resumed=True, allow_change=allow_change)
+                if outcome.exit_status:
+                    status = "stopped"
+                    print(f"`just resume run={parent.id}` goes on with the whole curriculum")
+                    return outcome.exit_status
+                tracker.log_metrics(outcome.metrics, number)
+                init = str(run.path)
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
+        finally:
+            parent.update(status=status)
+            tracker.finish(status)
     return 0

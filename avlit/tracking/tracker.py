@@ -199,9 +199,18 @@ class Tracker:
         return delivery(self.run) + (f"\ntracking: {lost} records could not be written to the disk" if lost else "")
 
 
-def open_parent(run: Run, *, uri: str | None = None, experiment: str = "avlit", run_name: str | None = None) -> Tracker:
+def open_parent(
+    run: Run,
+    *,
+    uri: str | None = None,
+    experiment: str = "avlit",
+    run_name: str | None = None,
+    is_resumed: bool = False,
+) -> Tracker:
     """The tracker of a run that others name as their parent: MLflow's page shows them under it."""
-    return Tracker(run, uri=uri, experiment=experiment, run_name=run_name, tags={"kind": "curriculum"})
+    return Tracker(
+        run, uri=uri, experiment=experiment, run_name=run_name, tags={"kind": "curriculum"}, is_resumed=is_resumed
+    )
 
 
 def delivery(run: Run) -> str:

@@ -1,0 +1,3 @@
+"""What `kill_fuzz` has its server import, once for all the processes that it starts."""
+
+import recipes.mtv.recipe  # noqa: F401
