@@ -15,12 +15,15 @@ from PIL import Image
 from avlit.media import (
     MediaClip,
     MediaError,
+    MP4Writer,
     NoAudioError,
     NoVideoError,
+    audio_length_s,
     contact_sheet,
     probe,
     read_audio,
     read_clip,
+    read_image,
     write_mp4,
 )
 
@@ -234,6 +237,88 @@ def test_wrong_arrays_are_refused_before_a_file_is_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rate_hz=None"):
         write_mp4(tmp_path / "a.mp4", numbered_frames(5), fps=12, waveform=np.zeros(100, np.float32))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
+@pytest.mark.parametrize("rate_hz", [44100, 32000])
+def test_a_part_of_a_sound_is_the_same_part_of_the_whole(tmp_path: Path, suffix: str, rate_hz: int) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, 6 * rate_hz).cumsum()
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, 0.5 * sound / np.abs(sound).max(), rate_hz)
+    whole = read_audio(path, 16000)
+    for start_s, duration_s in ((0.0, 1.0), (4 / 12, 0.75), (2.5, 1.5), (57 / 16, 1.1)):
+        first, count = round(start_s * 16000), round(duration_s * 16000)
+        part = read_audio(path, 16000, start_s=start_s, duration_s=duration_s)
+        np.testing.assert_allclose(part, whole[first : first + count], rtol=0, atol=0 if suffix != "ogg" else 1e-6)
+    assert len(read_audio(path, 16000, start_s=5.9, duration_s=1.0)) == len(whole) - 94400
+    assert audio_length_s(path) == pytest.approx(len(whole) / 16000, abs=1e-3)
+
+
+def test_sound_that_is_cut_off_is_refused_when_its_length_is_asked(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 64000).astype(np.float32)
+    write_mp4(tmp_path / "a.mp4", numbered_frames(48), fps=12, waveform=noise, rate_hz=16000, scale=1)
+    assert audio_length_s(tmp_path / "a.mp4") == pytest.approx(4, abs=0.1)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) * 6 // 10])
+    with pytest.raises(MediaError, match=r"half\.mp4: (is cut off; it declares 4\.\d+ s of sound|its sound cannot)"):
+        audio_length_s(tmp_path / "half.mp4")
+    write_mp4(tmp_path / "mute.mp4", numbered_frames(5), fps=12, scale=1)
+    with pytest.raises(NoAudioError, match=r"mute\.mp4"):
+        audio_length_s(tmp_path / "mute.mp4")
+
+
+def test_a_picture_is_upright_covers_and_is_cut_around_the_centre(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 100, 3), np.uint8)
+    pixels[:, 30:70] = 200  # the middle 40 columns
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        read = read_image(tmp_path / name, size=(80, 80))
+        assert read.shape == (80, 80, 3) and abs(read[40, 5:75].astype(int) - 200).max() < 12
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise, as a phone held upright writes
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    upright = read_image(tmp_path / "turned.jpg", size=(100, 40))
+    assert upright[50].mean() > 180 and upright[10].mean() < 20
+    for name, content in (("text.png", b"no picture"), ("half.png", (tmp_path / "a.png").read_bytes()[:60])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(MediaError, match=rf"{name}: cannot be read as a picture"):
+            read_image(tmp_path / name, size=(8, 8))
+    with pytest.raises(MediaError, match=r"nowhere\.png: there is no such file"):
+        read_image(tmp_path / "nowhere.png", size=(8, 8))
+
+
+def test_a_clip_written_in_pieces_plays_as_one_written_at_once(tmp_path: Path) -> None:
+    frames, sound = moving_scene(25), chirps(25 / 12, 48000)
+    write_mp4(tmp_path / "whole.mp4", frames, fps=12, waveform=sound, rate_hz=48000)
+    with MP4Writer(tmp_path / "pieces.mp4", size=(64, 64), fps=12, rate_hz=48000) as movie:
+        for start, end in ((0, 7), (7, 8), (8, 25)):
+            movie.write(frames[start:end], sound[start * 4000 : end * 4000])
+            assert not (tmp_path / "pieces.mp4").exists()
+    whole, pieces = (read_clip(tmp_path / name, rate_hz=48000) for name in ("whole.mp4", "pieces.mp4"))
+    assert np.array_equal(whole.frames, pieces.frames)
+    assert whole.waveform is not None and pieces.waveform is not None
+    assert np.array_equal(whole.waveform, pieces.waveform)
+
+
+def test_a_clip_that_fails_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"before")
+    with pytest.raises(ZeroDivisionError), MP4Writer(tmp_path / "a.mp4", size=(64, 64), fps=12) as movie:
+        movie.write(numbered_frames(3))
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"before"
+
+
+def test_a_writer_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rate_hz=10000: AAC has the rates"):
+        MP4Writer(tmp_path / "a.mp4", size=(64, 64), fps=12, rate_hz=10000)
+    with MP4Writer(tmp_path / "a.mp4", size=(64, 64), fps=12, rate_hz=16000) as movie:
+        with pytest.raises(ValueError, match=r"frames of shape \(3, 32, 64, 3\)"):
+            movie.write(numbered_frames(3, height=32), np.zeros(4000, np.float32))
+        with pytest.raises(ValueError, match="sound of shape None: this MP4 has mono sound"):
+            movie.write(numbered_frames(3))
+        movie.write(numbered_frames(3), np.zeros(4000, np.float32))
 
 
 def test_contact_sheet_shows_frames_over_the_sound_of_their_time(tmp_path: Path) -> None:
