@@ -26,7 +26,7 @@ curriculum *words: setup
 resume *words: setup
     @{{python}} -m avlit resume "$@"
 
-# write an MP4 with sound from a run: run=last
+# make clips from a run: run=last [prompt=… speech=a.wav image.0=a.png out=a.mp4 | jobs=FILE out=FOLDER]
 [no-exit-message]
 sample *words: setup
     @{{python}} -m avlit sample "$@"

@@ -11,7 +11,7 @@ COMMANDS = {
     "train": "train a recipe: recipe=mtv_stage3 [size=tiny|paper] [init=RUN_OR_FOLDER] [KEY=VALUE …]",
     "curriculum": "train all stages of a paper, each from the last one's weights: recipe=mtv [KEY=VALUE …]",
     "resume": "go on with a run exactly where it was stopped or killed: run=last|ID|FOLDER [KEY=VALUE …]",
-    "sample": "write an MP4 with sound from a run: run=last",
+    "sample": "make clips from a run: run=last [prompt=… speech=a.wav image.0=a.png out=a.mp4 | jobs=FILE out=FOLDER]",
     "prepare": "raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER",
     "recipes": "list the recipes, one line each",
     "config": "print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]",
