@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,17 +94,32 @@ def commit(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
 
 
 def _seal(folder: Path, step: int) -> None:
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        files[path.name] = {"size": path.stat().st_size, "digest": _digest(path)}
+    paths = sorted(folder.iterdir())
+    failures: list[OSError] = []
+    # The pages are still in memory: checksums are ready before the disk has taken the files.
+    syncing = threading.Thread(target=_sync_files, args=(paths, failures), name=f"sync-{step}", daemon=True)
+    syncing.start()
+    try:
+        files = {path.name: {"size": path.stat().st_size, "digest": _digest(path)} for path in paths}
+    finally:
+        syncing.join()
+    if failures:
+        raise failures[0]
     manifest = {"format": 1, "step": step, "algorithm": ALGORITHM, "files": files}
     with open(folder / MANIFEST_NAME, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def _sync_files(paths: list[Path], failures: list[OSError]) -> None:
+    try:
+        for path in paths:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    except OSError as error:
+        failures.append(error)
 
 
 def verify(path: Path, *, allowed: Iterable[str], required: Iterable[str], is_quick: bool = False) -> None:
