@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from avlit.__main__ import USER_MISTAKE
 from avlit.__main__ import main as avlit
 from avlit.checkpoints import CheckpointState, save_checkpoint
 from avlit.commands.assembly import build_encoders, build_module
+from avlit.commands.clips import write_clips
 from avlit.commands.generation import Generator
 from avlit.commands.plan import window_seed
 from avlit.commands.request import Request
@@ -26,6 +27,7 @@ from avlit.runs import create_run
 from avlit.timing import Timing
 from data.batches import collate
 from data.corpus import CorpusSettings, make_clip
+from data.datamodule import HeldoutClip
 from data.encode import encode_clip
 
 SMALL = (
@@ -274,6 +276,9 @@ def test_a_clip_that_is_given_up_leaves_no_file(generator, tmp_path):
         ("speech={folder}/half.flac", "speech={folder}/half.flac: its sound cannot be decoded"),
         ("image.0={folder}/text.wav", "image.0={folder}/text.wav: cannot be read as a picture"),
         ("image.first=a.png", "image.first: must be image.FRAME=FILE"),
+        ("image.00=a.png", "image.00: frame 0 has an image already"),
+        ("out=/proc/nowhere/a.mp4", "out=/proc/nowhere: cannot be made"),
+        ("data.num_frames=13", "data.num_frames=13: has no effect on one clip"),
         ("prompt.soon=x", "prompt.soon: must be prompt.SECONDS=TEXT"),
         ("prompt=", "prompt=: is empty"),
         ("duration_s=0", "duration_s=0: must be a number of seconds above 0"),
@@ -300,8 +305,9 @@ def test_a_mistake_is_one_message_and_nothing_is_written(runs, sounds, tmp_path,
     (tmp_path / "half.flac").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "there.mp4").write_text("precious")
     shutil.copy(sounds["low"], tmp_path / "low.wav")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    given = {"runs_dir": str(runs), "run": "last", "effects": "{folder}/low.wav"}
+    given = {"runs_dir": str(runs), "run": "last", "effects": "{folder}/low.wav", "image.0": "{folder}/a.png"}
     key, _, value = word.partition("=")
     given = {"out": "{folder}/a.mp4"} | given | {key: value}
     words = [f"{key}={value}".replace("{folder}", str(tmp_path)) for key, value in given.items()]
@@ -423,6 +429,43 @@ def test_prompts_can_be_exchanged_in_a_grid(runs, tmp_path):
     first, second = (read_clip(tmp_path / f"{n:02d}-prompt.mp4", rate_hz=None).frames for n in range(2))
     assert (first != second).any()
     assert probe(tmp_path / "grid.mp4").rate_hz is None
+
+
+def test_a_clip_without_a_place_goes_to_the_samples_of_its_run(runs, capsys):
+    words = ["run=last", f"runs_dir={runs}", "prompt=A face."]
+    assert avlit(["sample", *words]) == 0
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    assert path.is_file() and path.parent.name == "samples" and path.name.startswith("step-00000003-seed-0-")
+    assert avlit(["sample", *words]) == USER_MISTAKE
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_weights_that_the_run_never_trained_are_not_sampled(runs):
+    with pytest.raises(UserError, match=r"lacks \d+ tensors of this model, first .*model\.\* settings"):
+        Generator.of_run("last", runs_dir=runs / "one", words=["model.second_speaker=true"])
+
+
+def test_heldout_clips_tell_every_step_and_can_be_given_up(generator, tmp_path):
+    clip = make_clip("multiple_characters", 2, CorpusSettings(num_frames=FRAMES))
+    encoded = encode_clip(clip, generator.encoders)
+    batch = collate([encoded], step=0, slots=(0,), text_tokens=48)
+    clips = [HeldoutClip(batch, encoded.annotation, clip.mix, clip.rate_hz)] * 2
+    steps = []
+
+    def give_up() -> None:
+        raise InterruptedError
+
+    def write(folder: Path, on_step: Callable[[], None]) -> list[Path]:
+        return write_clips(
+            generator.module, clips, codec=generator.encoders.video, settings=generator.settings, seed=0,
+            folder=folder, on_step=on_step,
+        )  # fmt: skip
+
+    with pytest.raises(InterruptedError):
+        write(tmp_path / "none", give_up)
+    assert not (tmp_path / "none").exists()
+    assert len(write(tmp_path / "all", lambda: steps.append(None))) == 3
+    assert len(steps) == 2  # both clips are one batch
 
 
 def test_a_scheduler_and_steps_of_choice_make_another_clip(runs, generator):

@@ -29,6 +29,8 @@ from data.encode import Encoders, track_features
 from data.sample import Annotation, EncodedSample
 
 OnStep = Callable[[], None]
+KEPT_TEXTS = 16
+"""Encoded prompts that are kept: one of T5's is 4 MB, and jobs bring thousands."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,8 @@ class Generator:
         if prompt is None:
             return np.zeros((0, self.encoders.text.dim), np.float32)
         if prompt not in self._texts:
+            if len(self._texts) >= KEPT_TEXTS:
+                self._texts.clear()
             self._texts[prompt] = self.encoders.text.encode(prompt).float().numpy()
         return self._texts[prompt]
 
@@ -269,5 +273,10 @@ def load_trained(config: Config, checkpoint: Checkpoint) -> AVModule:
     if config.model.weights:
         print(f"model.weights: {module.load_released(config.model.weights)}")
     report = load_weights_into(module.model, checkpoint, ema=True, base_model=module.base_model)
+    if untrained := [name for name in report.new if name not in module.released]:
+        raise UserError(
+            f"{checkpoint.path}: lacks {len(untrained)} tensors of this model, first {untrained[0]}; sample it "
+            "with the model.* settings it was trained with, and model.weights=FOLDER where it was trained on released weights"
+        )
     print(f"Step {checkpoint.step}: {report}")
     return module.eval().to("cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")

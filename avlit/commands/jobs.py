@@ -109,7 +109,6 @@ def run_jobs(
     generator: Generator, waiting: Sequence[tuple[Job, Plan]], folder: Path, *, origin: Mapping[str, object]
 ) -> None:
     """Make the clips one after the other: NAME.mp4 first, NAME.json last, so that a stop loses one clip at most."""
-    folder.mkdir(parents=True, exist_ok=True)
     for job, plan in tqdm(waiting, desc="jobs", unit="job"):
         with tqdm(total=generator.num_steps(plan), desc=job.name, unit="step", leave=False) as bar:
 
@@ -131,10 +130,10 @@ def record(job: Job, origin: Mapping[str, object]) -> dict[str, object]:
     return {"name": job.name, "words": dict(job.words), "seed": request.seed, "files": hashes, **origin}
 
 
-def origin_of(settings: SampleConfig, *, run: str, step: int, size: Sequence[int]) -> dict[str, object]:
-    """The part of a record that all jobs of one call share. size: frames of a window, height, width."""
+def origin_of(settings: SampleConfig, *, run: str, step: int) -> dict[str, object]:
+    """The part of a record that all jobs of one call share."""
     sampler = {"steps": settings.steps, "guidance": settings.guidance, "scheduler": settings.scheduler}
-    return {"run": run, "step": step, "sample": sampler, "size": list(size)}
+    return {"run": run, "step": step, "sample": sampler}
 
 
 def _refuse_other(path: Path, wanted: Mapping[str, object]) -> None:

@@ -91,7 +91,10 @@ def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
                 raise ConfigError(f"{key}: there is a prompt from {second:g} s on already; keep one")
             later[second] = text
         elif name == "image":
-            images[_frame(key, place)] = _path(key, text)
+            frame = _frame(key, place)
+            if frame in images:
+                raise ConfigError(f"{key}: frame {frame} has an image already; keep one")
+            images[frame] = _path(key, text)
         elif key in TRACK_KEYS:
             tracks[key] = _path(key, text)
         elif key == "duration_s":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,7 @@ PLACE_KEYS = (
 )  # fmt: skip
 """Where weights lie on this machine, and what computes."""
 HELDOUT_KEYS = ("sample.count", "data.root", "data.cache_dir", "data.subsets", "data.num_clips")
-SIZE_KEYS = ("data.num_frames", "data.height", "data.width")
-CLIP_KEYS = (*RUN_KEYS, *PLACE_KEYS, *SIZE_KEYS, *REQUEST_KEYS)
+CLIP_KEYS = (*RUN_KEYS, *PLACE_KEYS, *REQUEST_KEYS)
 
 
 def main(words: Sequence[str]) -> int:
@@ -65,6 +65,7 @@ def sample_clip(run: Run, words: Mapping[str, str]) -> int:
     from avlit.commands.generation import Generator
 
     plan = planner(config)(request)
+    make_folder(out.parent)
     generator = Generator.of_checkpoint(config, checkpoint)
     for note in (*plan.notes, *generator.text_notes(request)):
         print(note)
@@ -94,6 +95,7 @@ def sample_variants(run: Run, words: Mapping[str, str]) -> int:
 
     plan = planner(config)
     made = [(variant, plan(variant.request)) for variant in wanted]
+    make_folder(folder)
     generator = Generator.of_checkpoint(config, checkpoint)
     for variant, each in made:
         for note in (*each.notes, *generator.text_notes(variant.request)):
@@ -108,7 +110,7 @@ def sample_jobs(run: Run, words: Mapping[str, str]) -> int:
     """Many requests from a file; those whose results are in the folder already are left out."""
     if near := [key for key in words if is_content(key) or key == "duration_s"]:
         raise ConfigError(f"{near[0]}={words[near[0]]}: belongs into the lines of jobs={words['jobs']}")
-    config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, *SIZE_KEYS, "jobs"), what="jobs")
+    config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, "jobs"), what="jobs")
     if "out" not in words:
         raise ConfigError("out=… is missing: jobs=FILE.jsonl needs out=FOLDER for its clips")
     folder = Path(words["out"])
@@ -120,9 +122,9 @@ def sample_jobs(run: Run, words: Mapping[str, str]) -> int:
 
     jobs = read_jobs(Path(words["jobs"]), seed=config.seed)
     checkpoint = newest_checkpoint(run, config)
-    size = (config.data.num_frames, config.data.height, config.data.width)
-    origin = origin_of(config.sample, run=run.id, step=checkpoint.step, size=size)
+    origin = origin_of(config.sample, run=run.id, step=checkpoint.step)
     waiting, num_done = plan_jobs(jobs, folder, plan=planner(config), origin=origin)
+    make_folder(folder)
     if waiting:
         run_jobs(Generator.of_checkpoint(config, checkpoint), waiting, folder, origin=origin)
     print(f"{folder}: {len(waiting)} clips made, {num_done} were there already")
@@ -162,6 +164,16 @@ def default_out(run: Run, checkpoint: Checkpoint, words: Mapping[str, str], *, s
     """A place in the run's samples that the same words find again and others do not."""
     digest = hashlib.sha256(repr(sorted(words.items())).encode()).hexdigest()[:6]
     return run.samples_dir / f"step-{checkpoint.step:08d}-seed-{seed}-{digest}{suffix}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` now, so that one that cannot be written is known before the weights are read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out={folder}: cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"out={folder}: cannot be written to; give another out=")
 
 
 def refuse_occupied(folder: Path) -> None:
