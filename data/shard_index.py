@@ -83,6 +83,8 @@ def parse_index(data: bytes) -> ShardIndex:
         index = ShardIndex(document["size"], samples)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the index lacks or mistypes {error}") from error
+    if not is_count(index.size):
+        raise ValueError("the index lacks or mistypes 'size'")
     for sample in samples:
         check_key(sample.key)
         for place in sample.members.values():

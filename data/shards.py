@@ -100,12 +100,13 @@ class ShardSet:
             members = [entry.members[extension] for extension in extensions]
             views = dict(zip(extensions, opened.members(members), strict=True))
             annotation = unpack_annotation(views["json"].data)
-            arrays = unpack_arrays(views["safetensors"])
+            arrays = unpack_arrays(views["safetensors"], check_values=index not in opened.looked_through)
             waveform = unpack_waveform(views["flac"].data, annotation) if sound else None
         except KeyError as error:
             raise DamagedSample(name, entry.key, f"member {entry.key}.{error.args[0]} is missing") from error
         except (ValueError, OSError) as error:
             raise DamagedSample(name, entry.key, str(error)) from error
+        opened.looked_through.add(index)
         for key, value in (("fps", annotation.fps), ("rate_hz", annotation.rate_hz)):
             if value != self.identity[key]:
                 raise DamagedSample(name, entry.key, f"{key} is {value}, the shard set's is {self.identity[key]}")
@@ -145,7 +146,7 @@ class _OpenShard:
     """A shard's file, its index and which of its members have been compared with their checksums.
 
     Read by `pread`, not through a memory map: a file that is cut or a disk that fails then gives an error that can be
-    named, where touching the map would kill the process.
+    named, where touching the map would kill the process. looked_through: the samples known to be finite.
     """
 
     def __init__(self, tar: Path, shard: Shard) -> None:
@@ -163,6 +164,7 @@ class _OpenShard:
         except (OSError, ValueError) as error:
             raise DamagedSample(tar.name, "(all)", f"the shard cannot be opened: {error}") from error
         self._verified: set[int] = set()
+        self.looked_through: set[int] = set()
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

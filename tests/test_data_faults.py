@@ -25,7 +25,7 @@ from data.shards import Annotation, EncodedSample, ShardError, ShardWriter
 
 IDENTITY = {"fps": 12.0, "rate_hz": 8000}
 TAR = "faces-train-000001.tar"
-STEPS = 12
+STEPS = 20  # a pass of 48 clips and much of the next
 
 
 def make_sample(subset: str, index: int) -> EncodedSample:

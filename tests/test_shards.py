@@ -3,9 +3,12 @@
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import numpy as np
 import pytest
 
 from data.live_writer import WriterLock, is_written
-from data.manifest import Manifest, Shard
+from data.manifest import Manifest, read_manifest
+from data.sample import _is_finite
 from data.shard_index import checksum, index_path, index_tar
 from data.shards import Annotation, DamagedSample, EncodedSample, ShardError, ShardSet, ShardWriter
 
@@ -200,6 +204,15 @@ def test_a_missing_shard_or_index_is_named(tmp_path: Path) -> None:
     assert set(damages(tmp_path).values()) == {f"{index_path(tar).name} is missing"}
 
 
+def test_every_number_that_is_not_finite_is_found_and_no_other() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert all(_is_finite(number) == np.isfinite(number[0]) for number in halves[:, None])
+    for bits in (0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FC00000, 0xFF7FFFFF, 0xFF800000, 0xFF800001, 0xFFFFFFFF):
+        number = np.array([bits], np.uint32).view(np.float32)
+        assert _is_finite(number) == np.isfinite(number[0])
+    assert _is_finite(halves[:0])
+
+
 @pytest.mark.parametrize("place", ["header", "payload"])
 @pytest.mark.parametrize("member", ["json", "safetensors", "flac"])
 def test_one_flipped_bit_is_found(tmp_path: Path, member: str, place: str) -> None:
@@ -263,6 +276,8 @@ def test_indexing_notices_a_cut_at_a_members_end_and_a_damaged_header(tmp_path: 
 
 
 class _Canary:
+    """Touches a file when it is unpickled."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -270,32 +285,215 @@ class _Canary:
         return Path.touch, (self.path,)
 
 
-def test_a_hostile_shard_or_root_runs_nothing(tmp_path: Path) -> None:
+def npy(value: object) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([value], object), allow_pickle=True)
+    return file.getvalue()
+
+
+def pth(value: object) -> bytes:
+    import torch
+
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+PICKLED = {"pyd": pickle.dumps, "pkl": pickle.dumps, "pickle": pickle.dumps, "npy": npy, "pth": pth, "pt": pth}
+
+
+def plant(root: Path, extension: str, data: bytes) -> None:
+    """Gives sample 2 of the first shard a member of an attacker's, with checksum, index and digest that fit."""
+    tar = first_tar(root)
+    index, end = json.loads(index_path(tar).read_bytes()), tar.stat().st_size
+    with tar.open("ab") as file:
+        file.write(data)
+    index["samples"][2]["members"][extension] = [end, end, len(data), checksum(data)]
+    write_index(root, {**index, "size": end + len(data)})
+
+
+def write_index(root: Path, index: object) -> None:
+    index_path(first_tar(root)).write_text(json.dumps(index))
+    manifest = read_manifest(root)
+    shards = [replace(shard, digest="") for shard in manifest.shards]
+    replace(manifest, shards=tuple(shards)).write(root)
+
+
+@pytest.mark.parametrize("extension", PICKLED)
+def test_what_can_hold_a_pickle_is_refused_by_name_and_never_run_under_another(tmp_path: Path, extension: str) -> None:
     canary = tmp_path / "canary"
-    tar = first_tar(write_set(tmp_path / "set"))
-    rewrite(tar, {"basic_face-0002.safetensors": pickle.dumps(_Canary(canary))})
-    with pytest.raises(ShardError, match=r"basic_face-0002"):
-        index_tar(tar)
-    index, data = json.loads(index_path(tar).read_bytes()), tar.read_bytes()
-    with tarfile.open(tar) as archive:
-        for extension in ("json", "safetensors"):  # an attacker can write right checksums too
-            info = archive.getmember(f"basic_face-0002.{extension}")
-            end = info.offset_data + info.size
-            place = [info.offset, info.offset_data, info.size, checksum(data[info.offset : end])]
-            index["samples"][2]["members"][extension] = place
-    index_path(tar).write_bytes(json.dumps(index).encode())
-    shards = ShardSet.open(tmp_path / "set").shards
-    Manifest(IDENTITY, tuple(replace(shard, digest="") for shard in shards)).write(tmp_path / "set")
-    assert "header is longer than the member" in damages(tmp_path / "set")["basic_face-0002/0.2"]
-    for root in (f"pipe:touch {canary}", "https://host/set", "s3://bucket/set", "file:/etc"):
-        with pytest.raises(ShardError, match="by path only"):
-            ShardSet.open(root)
+    payload = PICKLED[extension](_Canary(canary))
+    for root, planted in ((tmp_path / "named", extension), (tmp_path / "hidden", "safetensors")):
+        tar = first_tar(write_set(root))
+        rewrite(tar, {f"basic_face-0002.{planted}": payload})
+        with pytest.raises(ShardError, match=r"basic_face-0002"):
+            index_tar(tar)
+    for planted in (extension, "safetensors", "json", "flac"):
+        plant(write_set(tmp_path / planted), planted, payload)
+        found = damages(tmp_path / planted, sound=True)  # a member that is none of a sample's is not looked at
+        assert list(found) == ([] if planted == extension else ["basic_face-0002/0.2"])
     assert not canary.exists()
+    pickle.loads(pickle.dumps(_Canary(canary)))
+    assert canary.exists()  # the canary sings
 
 
-def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
-    Manifest(IDENTITY, (Shard("../../etc/passwd", "train", "x", 1, "9x16x16"),)).write(tmp_path)
-    with pytest.raises(ShardError, match="no SUBSET-SPLIT"):
+@pytest.mark.parametrize("word", ["pipe:touch {}", "https://host/set", "s3://bucket/set", "file:/etc"])
+def test_a_root_is_a_path_and_no_command_or_address(tmp_path: Path, word: str) -> None:
+    with pytest.raises(ShardError, match="by path only"):
+        ShardSet.open(word.format(tmp_path / "canary"))
+    assert not (tmp_path / "canary").exists()
+
+
+def header(**entries: object) -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def tensor(shape: list, end: object = 8) -> dict[str, object]:
+    return {"dtype": "F16", "shape": shape, "data_offsets": [0, end]}
+
+
+def endless_flac() -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(6000), 8000, format="FLAC")
+    data = bytearray(file.getvalue())
+    data[21] |= 0x0F  # the 36 bits of STREAMINFO's number of samples
+    data[22:26] = b"\xff" * 4
+    return bytes(data)
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+ANNOTATION = json.dumps(vars(make_sample(2).annotation))
+
+
+@pytest.mark.parametrize(
+    ("extension", "data", "message"),
+    [
+        ("json", DEEP, "annotations: not JSON that anyone meant: nested too deeply"),
+        ("json", b'{"fps": ' + b"9" * 5000 + b"}", "annotations: not JSON: Exceeds the limit"),
+        ("json", ANNOTATION.replace("12.0", "1e999").encode(), "field fps is missing or not a positive number"),
+        ("json", ANNOTATION.replace("12.0", "NaN").encode(), "NaN is no number"),
+        ("json", ANNOTATION.replace("12.0", '"12"').encode(), "field fps is missing or not a positive number"),
+        ("json", b"\xff\xfe", "annotations: not JSON: 'utf-8' codec"),
+        ("safetensors", len(DEEP).to_bytes(8, "little") + DEEP, "the header: not JSON that anyone meant"),
+        ("safetensors", (1 << 62).to_bytes(8, "little") + b"{}", "the header is longer than the member"),
+        ("safetensors", (2).to_bytes(8, "little") + b"[]", "the header: not a JSON object"),
+        ("safetensors", header(text=tensor([1 << 40, 1], 1 << 41)), "text lies outside the member"),
+        ("safetensors", header(text=tensor(["x", 1 << 50])), "the header's entry for text is malformed"),
+        ("safetensors", header(text=tensor([-1, -4])), "the header's entry for text is malformed"),
+        ("safetensors", header(text=tensor([2.0, 2.0])), "the header's entry for text is malformed"),
+        ("safetensors", header(text=tensor([], 0)), "the header's entry for text is malformed"),
+        ("safetensors", header(text={**tensor([2, 2]), "dtype": "F64"}), "text is 'F64'; shards hold F16 or F32"),
+        ("safetensors", header(text=[1, 2]), "the header's entry for text is malformed"),
+        ("flac", endless_flac(), "the sound claims 68719476735 samples"),
+        ("flac", b"fLaC" + bytes(40), "the sound cannot be decoded"),
+    ],
+)
+def test_what_a_member_claims_is_not_believed(tmp_path: Path, extension: str, data: bytes, message: str) -> None:
+    plant(write_set(tmp_path), extension, data)
+    tracemalloc.start()
+    found = damages(tmp_path, sound=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(found) == ["basic_face-0002/0.2"] and message in found["basic_face-0002/0.2"]
+    assert peak < 64e6
+
+
+TERABYTES = 1 << 43
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda index: index["samples"][2]["members"].update(json=[0, 512, TERABYTES, "0"]),
+            "a place outside the shard",
+        ),
+        (lambda index: index["samples"][2]["members"].update(json=[0, -512, 9, "0"]), "gives no place in the shard"),
+        (lambda index: index["samples"][2]["members"].update(json=[0, 1e300, 9, "0"]), "gives no place in the shard"),
+        (lambda index: index["samples"][2].update(members=[1]), "lacks or mistypes"),
+        (lambda index: index["samples"][2].update(key="../../etc/passwd"), r"sample key '\.\./\.\./etc/passwd'"),
+        (lambda index: index.update(size="9"), "lacks or mistypes"),
+        (lambda index: index.update(samples=[]), "the index has 0 samples, the manifest 6"),
+    ],
+)
+def test_an_index_is_not_believed(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+    index = json.loads(index_path(first_tar(write_set(tmp_path))).read_bytes())
+    change(index)
+    write_index(tmp_path, index)
+    found = damages(tmp_path)
+    assert len(found) == 6 and all(re.search(message, reason) for reason in found.values())
+
+
+def test_an_index_of_a_shard_of_terabytes_allocates_nothing(tmp_path: Path) -> None:
+    index = json.loads(index_path(first_tar(write_set(tmp_path))).read_bytes())
+    index["samples"][2]["members"]["safetensors"] = [1024, 1536, TERABYTES, "0"]
+    write_index(tmp_path, {**index, "size": 2 * TERABYTES})
+    assert list(damages(tmp_path)) == ["basic_face-0002/0.2"]
+    assert "the shard ends before the sample" in damages(tmp_path)["basic_face-0002/0.2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("../basic_face-0002.json", tarfile.REGTYPE),
+        ("/etc/basic_face-0002.json", tarfile.REGTYPE),
+        ("up/../basic_face-0002.json", tarfile.REGTYPE),
+        ("pipe:touch canary.json", tarfile.REGTYPE),
+        ("basic_face-0099.json", tarfile.SYMTYPE),
+        ("basic_face-0099.json", tarfile.LNKTYPE),
+        ("basic_face-0099.json", tarfile.CHRTYPE),
+    ],
+)
+def test_a_member_that_is_a_path_a_command_or_a_link_is_refused(tmp_path: Path, name: str, kind: bytes) -> None:
+    tar = first_tar(write_set(tmp_path))
+    with tarfile.open(tar, "a", format=tarfile.USTAR_FORMAT) as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "/etc/passwd"
+        archive.addfile(info)
+    with pytest.raises(ShardError, match=rf"basic_face-train-000000\.tar: member '{re.escape(name)}'"):
+        index_tar(tar)
+
+
+def test_a_tar_header_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
+    tar, info = first_tar(write_set(tmp_path)), tarfile.TarInfo("././@LongLink")
+    for kind in (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.GNUTYPE_SPARSE):
+        info.type, info.size = kind, TERABYTES
+        tar.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+        with pytest.raises(ShardError, match=r"basic_face-train-000000\.tar: "):
+            index_tar(tar)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../../etc/passwd"}, "no SUBSET-SPLIT"),
+        ({"name": "/etc/a-train-000000"}, "no SUBSET-SPLIT"),
+        ({"name": 7}, "no SUBSET-SPLIT"),
+        ({"name": "basic_face-train-000001"}, "names a shard twice"),
+        ({"samples": TERABYTES}, "of 8796093022208 samples; a shard has up to 1000000"),
+        ({"samples": -1}, "of -1 samples"),
+        ({"samples": "6"}, "of '6' samples"),
+        ({"shape": "9x16"}, "shape '9x16', which is no FxHxW"),
+        ({"subset": None}, "subset None"),
+        ({"runs": "touch canary"}, "lacks or mistypes"),
+    ],
+)
+def test_a_manifest_is_not_believed(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = write_set(tmp_path) / "shards.json"
+    document = json.loads(path.read_bytes())
+    document["shards"][0].update(change)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ShardError, match=message):
+        ShardSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", [DEEP, b"[]", b"", b'{"format": 1, "shards": [], "growing": false, "identity": {}}'])
+def test_a_manifest_that_is_none_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "shards.json").write_bytes(text)
+    with pytest.raises(ShardError, match=r"shards\.json: (not|the identity lacks fps)"):
         ShardSet.open(tmp_path)
 
 
