@@ -130,14 +130,18 @@ def test_worker_processes_read_the_same_batches(root: Path) -> None:
         assert not process.is_alive()
 
 
-@pytest.mark.parametrize(("devices", "accumulate"), [(2, 1), (1, 2), (2, 2), (1, 4)])
-def test_devices_and_accumulation_divide_the_same_global_batch(root: Path, devices: int, accumulate: int) -> None:
+@pytest.mark.parametrize(
+    ("devices", "accumulate", "workers"), [(2, 1, 0), (1, 2, 0), (2, 2, 0), (1, 4, 0), (2, 1, 1), (4, 1, 2), (2, 2, 3)]
+)
+def test_devices_accumulation_and_workers_divide_the_same_global_batch(
+    root: Path, devices: int, accumulate: int, workers: int
+) -> None:
     expected: dict[int, dict[int, str]] = {
         batch.step: dict(zip(batch.slots, batch.keys, strict=True)) for batch in module(root).train_dataloader()
     }
     found: dict[int, dict[int, str]] = {step: {} for step in range(12)}
     for rank in range(devices):
-        data = module(root, accumulate=accumulate)
+        data = module(root, accumulate=accumulate, workers=workers)
         data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": devices})()  # type: ignore[assignment]
         for batch in data.train_dataloader():
             assert len(batch) == 4 // (devices * accumulate)
