@@ -22,7 +22,7 @@ from avlit.commands.plan import window_seed
 from avlit.commands.request import Request
 from avlit.config import load_config, to_yaml
 from avlit.errors import UserError
-from avlit.media import probe, read_audio, read_clip
+from avlit.media import probe, read_audio, read_clip, read_image
 from avlit.runs import create_run
 from avlit.timing import Timing
 from data.batches import collate
@@ -500,13 +500,16 @@ def test_released_codecs_make_a_long_clip_from_prompt_tracks_and_image(
         return sample(batch, **kwargs)
 
     module.sample = record
-    request = Request(prompt="a woman talks", speech=sounds["long"], music=sounds["low"], images={0: image},
+    request = Request(prompt="a woman talks", speech=sounds["long"], music=sounds["low"], images={0: image, 5: image},
                       duration_s=1.0)  # fmt: skip
     clip = generator(request)
     assert clip.frames.shape == (12, 32, 32, 3)
     (first, given_first), (second, given_second) = calls
-    assert given_first.tolist() == [[True, False, False]] and given_second.tolist() == [[True, True, False]]
+    assert given_first.tolist() == [[True, False, True]] and given_second.tolist() == [[True, True, False]]
     assert first.text.shape == (1, 226, 16) and first.speech.shape == (1, 9, 3, 16)
+    pixels = torch.from_numpy(read_image(image, size=(32, 32))).permute(2, 0, 1).float() / 127.5 - 1
+    still = encoders.video.encode(pixels[None, :, None].expand(-1, -1, 5, -1, -1))  # a latent frame of one, one of four
+    torch.testing.assert_close(first.video_latents[:, :, [0, 2]], still, rtol=0, atol=1e-5)
     silence = encoders.tracks.encode(torch.zeros(12000), num_frames=9)
     torch.testing.assert_close(first.effects[0], silence, rtol=0, atol=1e-5)
     assert silence.abs().max() > 0.1  # wav2vec2 gives silence features of its own: not what guidance contrasts with

@@ -276,7 +276,7 @@ def load_trained(config: Config, checkpoint: Checkpoint) -> AVModule:
     if untrained := [name for name in report.new if name not in module.released]:
         raise UserError(
             f"{checkpoint.path}: lacks {len(untrained)} tensors of this model, first {untrained[0]}; sample it "
-            "with the model.* settings it was trained with, and model.weights=FOLDER where it was trained on released weights"
+            "with the model.* settings it was trained with, and model.weights=FOLDER if it began from released ones"
         )
     print(f"Step {checkpoint.step}: {report}")
     return module.eval().to("cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")

@@ -65,8 +65,8 @@ def write_grid(
 ) -> list[Path]:
     """An MP4 of each variant with its own sound, `grid.mp4` with all of them, and a contact sheet; returns the paths.
 
-    folder: exists. The grid sounds of the tracks that all variants share. All are sampled window by window together, so that memory
-    does not grow with their length but for the contact sheet's sound.
+    folder: exists. The grid sounds of the tracks that all variants share. All are sampled window by window together, so
+    that memory does not grow with their length but for the contact sheet's sound.
     """
     plans, timing = [plan for _, plan in made], generator.timing
     shared_paths = {name: path for name, path in plans[0].soundtrack.paths.items() if name != key}
