@@ -1,6 +1,7 @@
 """Tracking: every point arrives once, whatever happens to the store or to training; training never waits for it."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -141,6 +143,160 @@ def test_a_server_that_is_down_then_killed_then_back_gets_every_point_once(
     for name in ("train/loss/video", "train/lr"):
         assert Counter(step for step, _ in points(store, name)) == Counter(range(900))
     assert rows(store, "SELECT status FROM runs") == [("FINISHED",)]
+
+
+KILLED_IN_TRAINING = """
+import os, signal, sys, time
+from pathlib import Path
+from avlit.runs import find_run
+from avlit.tracking import Tracker
+from tests.test_tracking import log
+tracker = Tracker(find_run(Path(sys.argv[1]), "last"), uri=sys.argv[2])
+log(tracker, range(200))
+print("logged", flush=True)
+sys.stdin.readline()
+log(tracker, range(200, 300))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def wait_for_points(store: str, least: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(points(store, "train/lr")) < least and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(points(store, "train/lr")) >= least
+
+
+def test_a_server_that_hangs_and_flaps_while_training_is_killed_and_resumed_gets_every_point_once(
+    store: str, tmp_path: Path, server_port: tuple[int, list], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # given up here, and done by the server all the same later
+    port, servers = server_port
+    uri = f"http://127.0.0.1:{port}"
+
+    def start() -> None:
+        with open(tmp_path / "server.log", "ab") as output:
+            servers.append(start_server(store, port=port, log=output.fileno()))
+        assert wait_until_up(servers[-1], port), (tmp_path / "server.log").read_text()
+
+    def signal_server(number: int) -> None:
+        os.killpg(servers[-1].pid, number)
+
+    start()
+    run = create_run(tmp_path / "runs", "mtv_stage1")
+    words = [sys.executable, "-c", KILLED_IN_TRAINING, tmp_path / "runs", uri]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdin is not None and training.stdout is not None
+        assert training.stdout.readline() == "logged\n"
+        wait_for_points(store, 1)
+        signal_server(signal.SIGSTOP)
+        training.stdin.write("go on\n")
+        training.stdin.close()
+        assert training.wait(60) == -signal.SIGKILL
+    time.sleep(2.5)  # its sender has asked the hanging server, and given up
+    signal_server(signal.SIGCONT)
+    wait_for_points(store, 200)
+    signal_server(signal.SIGKILL)
+    servers.pop().wait()
+
+    resumed = Tracker(run, uri=uri, is_resumed=True)  # from the checkpoint of step 250, with the server away
+    log(resumed, range(250, 400))
+    start()
+    wait_for_points(store, 301)
+    log(resumed, range(400, 450))
+    signal_server(signal.SIGSTOP)
+    log(resumed, range(450, 500))
+    time.sleep(1.5)
+    signal_server(signal.SIGCONT)
+    resumed.finish("finished", timeout_s=60)
+
+    assert pending_bytes(run) == 0, Progress.read(run.spool_dir).error
+    assert points(store, "train/loss/video") == expected(range(500))
+    assert len(rows(store, "SELECT 1 FROM runs")) == 1
+    assert Progress.read(run.spool_dir).refused == []
+
+
+@pytest.mark.usefixtures("unsent")
+def test_a_store_that_another_process_locks_gets_every_point_once(store: str, tmp_path: Path) -> None:
+    run = create_run(tmp_path, "mtv_stage1")
+    tracker = Tracker(run, uri=store)
+    log(tracker, range(5))
+    sender = Sender(run)
+    assert sender.advance()
+    log(tracker, range(5, 20))
+    tracker.close()
+    path = store.removeprefix("sqlite:///")
+    with sqlite3.connect(path, isolation_level=None, check_same_thread=False) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(2.0, other.execute, ["ROLLBACK"])
+        release.start()
+        assert sender.advance() or sender.advance()
+        release.join()
+    other.close()
+    assert points(store, "train/loss/video") == expected(range(20))
+
+
+@pytest.mark.usefixtures("unsent")
+def test_a_run_folder_from_elsewhere_sends_no_file_from_outside_of_it(store: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    run = create_run(tmp_path / "runs", "mtv_stage1")
+    tracker = Tracker(run, uri=store, experiment="../../films")
+    with pytest.raises(ValueError, match="only files in the run's folder"):
+        tracker.log_artifact(tmp_path / "secret")
+    (run.samples_dir / "link").symlink_to(tmp_path / "secret")
+    with open(run.spool_dir / "artifacts.jsonl", "a") as file:
+        for name in ("../../secret", str(tmp_path / "secret"), "samples/link"):
+            file.write(json.dumps({"file": name, "to": ""}) + "\n")
+        file.write(json.dumps({"file": "run.json", "to": "../../../elsewhere"}) + "\n")
+    log(tracker, range(3))
+    tracker.close()
+    assert "4 records were refused" in replay(run)
+    assert pending_bytes(run) == 0 and points(store, "train/loss/video") == expected(range(3))
+    ((artifacts,),) = rows(store, "SELECT artifact_uri FROM runs")
+    assert Path(artifacts.removeprefix("file://")).resolve().is_relative_to(tmp_path / "mlruns")
+    assert not list(tmp_path.rglob("elsewhere"))
+    assert not [path for path in (tmp_path / "mlruns").rglob("*") if path.is_file()]
+
+
+@pytest.mark.usefixtures("unsent")
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"m": 3, "s": 1, "t": 1}',
+        '{"m": {"a": "x"}, "s": 1, "t": 1}',
+        '{"m": {"a": 1.0}, "s": 1e999, "t": 1}',
+        '{"m": {"a": 1.0}, "s": ' + "9" * 40 + ', "t": 1}',
+        '{"open": {"store": 3}}',
+        '{"tags": {"a": 1}}',
+        '{"end": "EVIL", "t": 1}',
+        "[" * 50_000,
+        "3",
+    ],
+    ids=lambda line: line[:30],
+)
+def test_a_senseless_record_is_named_and_holds_up_nothing(store: str, tmp_path: Path, line: str) -> None:
+    run = create_run(tmp_path / "runs", "mtv_stage1")
+    tracker = Tracker(run, uri=store)
+    log(tracker, range(2))
+    with open(run.spool_dir / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    log(tracker, range(2, 4))
+    tracker.close()
+    assert "1 records were refused, e.g. not a record" in replay(run)
+    assert points(store, "train/loss/video") == expected(range(4))
+
+
+@pytest.mark.usefixtures("unsent")
+@pytest.mark.parametrize("text", ["{", '{"sent": {"metrics.jsonl": -5}}', "[" * 50_000, '{"sent": 3}'])
+def test_a_damaged_note_of_what_was_sent_sends_again_and_doubles_nothing(store: str, tmp_path: Path, text: str) -> None:
+    run = create_run(tmp_path / "runs", "mtv_stage1")
+    tracker = Tracker(run, uri=store)
+    log(tracker, range(5))
+    tracker.close()
+    assert replay(run) == ""
+    (run.spool_dir / "drained.json").write_text(text)
+    assert replay(run) == ""
+    assert points(store, "train/loss/video") == expected(range(5))
 
 
 def test_a_hanging_server_does_not_hold_up_the_end_of_a_run(tmp_path: Path) -> None:

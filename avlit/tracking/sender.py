@@ -7,6 +7,7 @@ and `drained.json` never claims more than what was acknowledged.
 import fcntl
 import logging
 import os
+import re
 import select
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avlit.runs import Run, RunNotFoundError, find_run, list_runs
-from avlit.tracking.spool import FILES, POINTS, Progress, exclusive, pending_bytes, read_records
+from avlit.tracking.spool import FILES, POINTS, Progress, Session, exclusive, pending_bytes, read_records
 from avlit.tracking.tracker import delivery
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Sender:
         self.progress = Progress.read(run.spool_dir)
         self.session = _last_session(run)
         self._is_attached = False
-        if self.session["store"] != self.progress.store:
-            self.progress = Progress(store=self.session["store"])
+        if self.session.store != self.progress.store:
+            self.progress = Progress(store=self.session.store)
             self.progress.write(run.spool_dir)
 
     @cached_property
@@ -63,7 +64,7 @@ class Sender:
             logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient
 
-        store = self.session["store"]
+        store = self.session.store
         client = MlflowClient(store)
         if store.startswith("sqlite:///"):
             # Two processes that create the tables of one new file at the same time ruin it: MLflow has no lock there.
@@ -103,7 +104,7 @@ class Sender:
     def _attach(self) -> None:
         experiment, run_id = _find_or_create(self.client, self.run, self.session)
         if run_id != self.progress.run:  # first time, or the store was emptied or the run deleted: from the start
-            self.progress = Progress(store=self.session["store"], experiment=experiment, run=run_id)
+            self.progress = Progress(store=self.session.store, experiment=experiment, run=run_id)
             self.progress.write(self.run.spool_dir)
         self._is_attached = True
 
@@ -204,41 +205,46 @@ class Sender:
 
     def _send_files(self, records: list[tuple[dict, str]]) -> None:
         for record, problem in records:
-            path = self.run.path / record.get("file", "")
-            if problem or not path.is_file():
-                self._refuse(problem or f"{path}: the file is gone")
+            path = (self.run.path / record.get("file", "")).resolve()
+            if problem or "file" not in record:
+                self._refuse(problem or f"{FILES}: not a file's record")
+            elif not path.is_relative_to(self.run.path):
+                # The folder may come from anywhere; what it names must not leave this machine.
+                self._refuse(f"{path}: is not in the run's folder")
+            elif not path.is_file():
+                self._refuse(f"{path}: the file is gone")
             else:
                 self.client.log_artifact(self.progress.run, str(path), record["to"] or None)
 
 
-def _last_session(run: Run) -> dict:
+def _last_session(run: Run) -> Session:
     offset, session = 0, None
     while True:
         records, end = read_records(run.spool_dir / POINTS, offset)
         if end == offset:
             break
-        session = next((record["open"] for record, _ in reversed(records) if "open" in record), session)
+        session = next((Session(**record["open"]) for record, _ in reversed(records) if "open" in record), session)
         offset = end
     if session is None:
         raise NothingToSendError(f"run={run.id}: nothing was ever logged in {run.spool_dir}")
     return session
 
 
-def _find_or_create(client: "MlflowClient", run: Run, session: dict) -> tuple[str, str]:
+def _find_or_create(client: "MlflowClient", run: Run, session: Session) -> tuple[str, str]:
     """(experiment id, MLflow run id) of a run, found by its tag; a parent is made by whoever needs it first."""
-    experiment = _experiment(client, session["experiment"], session["store"])
+    experiment = _experiment(client, session.experiment, session.store)
     if (found := _find(client, experiment, run.id)) is not None:
         return experiment, found
     tags = {"avlit_id": run.id}
-    if session["parent"] and (parent := _parent_run(client, run, session)):
+    if parent := _parent_run(client, run, session):
         tags["mlflow.parentRunId"] = parent
-    started = round(datetime.fromisoformat(session["created"]).timestamp() * 1000)
+    started = round(datetime.fromisoformat(session.created).timestamp() * 1000)
     with exclusive(run.spool_dir / "create.lock") as is_mine:
         if not is_mine:
             raise BlockingIOError(f"another process makes the MLflow run of {run.id}")
         if (found := _find(client, experiment, run.id)) is not None:
             return experiment, found
-        made = client.create_run(experiment, start_time=started, tags=tags, run_name=session["name"])
+        made = client.create_run(experiment, start_time=started, tags=tags, run_name=session.name)
         return experiment, made.info.run_id
 
 
@@ -247,13 +253,15 @@ def _find(client: "MlflowClient", experiment: str, avlit_id: str) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def _parent_run(client: "MlflowClient", run: Run, session: dict) -> str | None:
+def _parent_run(client: "MlflowClient", run: Run, session: Session) -> str | None:
+    if not session.parent:
+        return None
     try:
-        parent = find_run(run.path.parent, session["parent"])
+        parent = find_run(run.path.parent, session.parent)
         parent_session = _last_session(parent)
     except (RunNotFoundError, NothingToSendError):
         return None  # moved away, or not tracked: the child stands alone
-    if parent_session["store"] != session["store"]:
+    if parent_session.store != session.store:
         return None
     return _find_or_create(client, parent, parent_session)[1]
 
@@ -264,7 +272,8 @@ def _experiment(client: "MlflowClient", name: str, store: str) -> str:
         location = None
         if store.startswith("sqlite:///"):
             # Beside the file, whatever folder a later command runs in.
-            location = (Path(store.removeprefix("sqlite:///")).parent / "mlruns" / name).as_uri()
+            folder = re.sub(r"[^\w-]", "_", name)  # a name with dots and slashes could lead out of mlruns/
+            location = (Path(store.removeprefix("sqlite:///")).parent / "mlruns" / folder).as_uri()
         return client.create_experiment(name, artifact_location=location)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
@@ -295,7 +304,7 @@ def replay_all(runs_dir: Path, store: str, *, but: str = "") -> list[str]:
         if run.id == but or not pending_bytes(run):
             continue
         try:
-            if _last_session(run)["store"] == store and (message := replay(run)):
+            if _last_session(run).store == store and (message := replay(run)):
                 messages.append(message)
         except NothingToSendError:
             continue
@@ -326,7 +335,7 @@ def _send_until_over(sender: Sender, parent: int) -> int:
             return int(not is_sent)
         if is_sent and not has_replayed:
             has_replayed = True
-            replay_all(sender.run.path.parent, sender.session["store"], but=sender.run.id)
+            replay_all(sender.run.path.parent, sender.session.store, but=sender.run.id)
         if is_over:
             time.sleep(CLOSING_S)
         elif _is_over(min(INTERVAL_S * 2**failed, SLOWEST_S), parent):

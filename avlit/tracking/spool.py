@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 
 from avlit.durable import write_atomically
@@ -16,6 +17,23 @@ from avlit.runs import Run
 
 POINTS, FILES, PROGRESS = "metrics.jsonl", "artifacts.jsonl", "drained.json"
 READ_BYTES = 4 << 20
+LARGEST = 1 << 62  # stores keep steps and times as 64-bit integers
+
+
+@dataclass(frozen=True)
+class Session:
+    """The first record of every process that logs into a spool: what is being logged, and to where.
+
+    store: see `tracker.store_uri`. name: of the MLflow run. parent: id of the run that this one is a part of.
+    created: of the run, as ISO 8601. is_resumed: points of steps that were logged before are repetitions.
+    """
+
+    store: str
+    experiment: str
+    name: str
+    parent: str | None
+    created: str
+    is_resumed: bool
 
 
 class SpoolWriter:
@@ -73,9 +91,15 @@ class Progress:
         """What is stored; nothing has arrived where there is no such file or it is damaged: sending twice is safe."""
         try:
             values = json.loads((spool_dir / PROGRESS).read_text(encoding="utf-8"))
-            return cls(**{item.name: values[item.name] for item in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError):
+            progress = cls(**{item.name: values[item.name] for item in fields(cls)})
+            if progress.sent.keys() != {POINTS, FILES}:
+                return cls()
+            for counts in (progress.sent, progress.marks, progress.floor):
+                if not all(type(count) is int and count >= 0 for count in counts.values()):
+                    return cls()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return cls()
+        return progress
 
 
 def pending_bytes(run: Run) -> int:
@@ -106,13 +130,44 @@ def read_records(path: Path, offset: int) -> tuple[list[tuple[dict, str]], int]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and is_record(record):
             records.append((record, ""))
         else:
             records.append(({}, f"not a record: {line[:80]!r}"))
     return records, offset + len(block)
+
+
+def is_record(value: dict) -> bool:
+    """Whether a line of a spool is one that a tracker writes; a run's folder may come from anywhere."""
+    match value:
+        case {"t": int(time_ms), "s": int(step), "m": dict(metrics)}:
+            is_in_range = 0 <= time_ms < LARGEST and 0 <= step < LARGEST
+            return is_in_range and all(type(metric) in (int, float) for metric in metrics.values())
+        case {"tags": dict(texts)} | {"params": dict(texts)}:
+            return all(isinstance(text, str) for text in texts.values())
+        case {"open": dict(session)}:
+            return is_session(session)
+        case {"end": str(status), "t": int(time_ms)}:
+            return status in ("RUNNING", "FINISHED", "KILLED", "FAILED") and 0 <= time_ms < LARGEST
+        case {"file": str(), "to": str(folder)}:
+            return not folder.startswith("/") and ".." not in folder.split("/")
+    return False
+
+
+def is_session(values: dict[str, object]) -> bool:
+    """Whether these are a Session's values."""
+    if values.keys() != {item.name for item in fields(Session)} or not isinstance(values["is_resumed"], bool):
+        return False
+    texts = [value for name, value in values.items() if name != "is_resumed" and (name, value) != ("parent", None)]
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    try:
+        datetime.fromisoformat(str(values["created"]))
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

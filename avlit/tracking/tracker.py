@@ -13,13 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from avlit.errors import UserError
 from avlit.runs import Run
-from avlit.tracking.spool import FILES, POINTS, Progress, SpoolWriter, pending_bytes
+from avlit.tracking.spool import FILES, POINTS, Progress, Session, SpoolWriter, pending_bytes
 
 ROOT = Path(__file__).parents[2]
 METRIC_NAME = re.compile(r"[\w][\w.\- ]*(/[\w][\w.\- ]*)*")
@@ -105,15 +105,15 @@ class Tracker:
             return
         self._points = SpoolWriter(run.spool_dir / POINTS)
         self._files = SpoolWriter(run.spool_dir / FILES)
-        session = {
-            "store": self.store,
-            "experiment": experiment,
-            "name": run_name or f"{run.recipe}-{run.id[-4:]}",  # what `run=` takes, first in a narrow column
-            "parent": run.parent,
-            "created": run.created,
-            "is_resumed": is_resumed,
-        }
-        self._points.append({"open": session})
+        session = Session(
+            store=self.store,
+            experiment=experiment,
+            name=run_name or f"{run.recipe}-{run.id[-4:]}",  # what `run=` takes, first in a narrow column
+            parent=run.parent,
+            created=run.created,
+            is_resumed=is_resumed,
+        )
+        self._points.append({"open": asdict(session)})
         git = git_revision()
         dirty = "unknown" if git.is_dirty is None else str(git.is_dirty).lower()
         self.set_tags({"recipe": run.recipe, "git_revision": git.revision, "git_dirty": dirty, **(tags or {})})
@@ -157,12 +157,11 @@ class Tracker:
             self.log_artifact(self.run.config_path)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """A file to be copied to the store, into `folder` of the run's artifacts. It must stay where it is."""
+        """A file of the run's folder to be copied to the store, into `folder` of its artifacts. It must stay there."""
+        if not path.resolve().is_relative_to(self.run.path):
+            raise ValueError(f"artifact {path}: only files in the run's folder {self.run.path} are sent")
         if self.is_active:
-            path = path.resolve()
-            is_inside = path.is_relative_to(self.run.path)
-            name = str(path.relative_to(self.run.path) if is_inside else path)
-            self._files.append({"file": name, "to": folder})
+            self._files.append({"file": str(path.resolve().relative_to(self.run.path)), "to": folder})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Labels of the run; a later value replaces an earlier one."""
