@@ -1,8 +1,10 @@
 """`just bench`: every measurement that takes no trained run, one after the other."""
 
-from benchmarks import loop, reading, resume_position
+from benchmarks import checkpoints, loop, reading, resume_position, tracking
 
 if __name__ == "__main__":
     reading.main([])
     resume_position.main([])
+    checkpoints.main([])
+    tracking.main([])
     loop.main([])
