@@ -10,6 +10,8 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,19 +41,23 @@ class Report:
     doubled: list[str]
 
 
-def fuzz(folder: Path, words: Sequence[str], *, kills: int, seed: int = 0) -> Report:
-    """Train a curriculum once undisturbed and once killed `kills` times; words: `recipe=… train.steps=…` and so on."""
+def fuzz(folder: Path, words: Sequence[str], *, kills: int, seed: int = 0, sends: bool = False) -> Report:
+    """Train a curriculum once undisturbed and once killed `kills` times; words: `recipe=… train.steps=…` and so on.
+
+    sends: with the processes that send to MLflow, whose store is then compared as well; they take most of the time.
+    """
     undisturbed, killed = folder / "undisturbed", folder / "killed"
     for each in (undisturbed, killed):
         each.mkdir(parents=True)
     began = time.monotonic()
-    assert finish(start(undisturbed, words)) == 0, (undisturbed / "log.txt").read_text()[-3000:]
+    assert finish(start(undisturbed, words, sends=sends)) == 0, (undisturbed / "log.txt").read_text()[-3000:]
     duration_s = time.monotonic() - began
     chance = random.Random(seed)
-    counted, sessions = dict.fromkeys((*MODES, "tmp folder seen"), 0), 0
+    counted: dict[str, int] = dict.fromkeys((*MODES, "tmp folder seen"), 0)
+    sessions = 0
     while True:
         sessions += 1
-        process = start(killed, words)
+        process = start(killed, words, sends=sends)
         if sum(counted[mode] for mode in MODES) == kills:
             assert finish(process) == 0, (killed / "log.txt").read_text()[-3000:]
             break
@@ -65,15 +71,20 @@ def fuzz(folder: Path, words: Sequence[str], *, kills: int, seed: int = 0) -> Re
         counted[mode] += 1
         counted["tmp folder seen"] += any((killed / "runs").glob("*/checkpoints/*.tmp-*"))
     compared, differing, doubled = compare(undisturbed / "runs", killed / "runs")
+    if sends:
+        stores = [read_store(each / "mlflow.db") for each in (undisturbed, killed)]
+        compared += len(stores[0])
+        differing += [f"MLflow: {place}" for place, values in stores[0].items() if stores[1].get(place) != values]
+        doubled += [f"MLflow: {place}" for place, values in stores[1].items() if len(values) > 1]
     return Report(counted, sessions, compared, differing, doubled)
 
 
-def start(folder: Path, words: Sequence[str]) -> BaseProcess:
+def start(folder: Path, words: Sequence[str], *, sends: bool) -> BaseProcess:
     """The command in a process of its own; the same words go on with what an earlier one left."""
     context = multiprocessing.get_context("forkserver")
     places = [f"runs_dir={folder / 'runs'}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
     command = ["curriculum", *TINY, *places, f"data.cache_dir={folder.parent / 'cache'}", *words]
-    process = context.Process(target=run_command, args=(latest_words(command), str(folder / "log.txt")))
+    process = context.Process(target=run_command, args=(latest_words(command), str(folder / "log.txt"), sends))
     process.start()
     return process
 
@@ -83,10 +94,12 @@ def latest_words(words: Sequence[str]) -> list[str]:
     return [words[0], *{word.partition("=")[0]: word for word in words[1:]}.values()]
 
 
-def run_command(words: list[str], log: str) -> None:
+def run_command(words: list[str], log: str, sends: bool) -> None:
     """What the process does: the command line's own entry."""
     from avlit.__main__ import main
 
+    if not sends:
+        keep_in_spool()
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -94,6 +107,16 @@ def run_command(words: list[str], log: str) -> None:
     status = main(words)
     sys.stdout.flush()
     os._exit(status)
+
+
+def keep_in_spool() -> None:
+    """In this process nothing is sent to MLflow: starting its client takes longer than a run of a few steps."""
+    from avlit.tracking.tracker import Tracker
+
+    def start_nothing(self: Tracker) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)  # ends with its input
+
+    Tracker._start_sender = start_nothing
 
 
 def finish(process: BaseProcess) -> int | None:
@@ -172,20 +195,35 @@ def read_points(spool: Path) -> dict[tuple[str, int], set[float]]:
     return points
 
 
+def read_store(path: Path) -> dict[tuple[str, str, int], list[float]]:
+    """(run's recipe, metric, step) -> its values in an MLflow store, without those that tell the time."""
+    with sqlite3.connect(path) as store:
+        rows = store.execute(
+            "select tags.value, key, step, metrics.value from metrics "
+            "join (select run_uuid, value from tags where key = 'recipe') tags using (run_uuid)"
+        ).fetchall()
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for recipe, name, step, value in rows:
+        if not name.startswith("throughput/"):
+            found.setdefault((recipe, name, step), []).append(value)
+    return found
+
+
 def preload() -> None:
     """Let the server that processes are forked from import what each of them needs."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.kill_fuzz_imports"])
 
 
 def main(words: Sequence[str]) -> int:
-    """`kills=25`, `seed=0`, and words for the curriculum; prints what was found."""
+    """`kills=25`, `seed=0`, `mlflow=false` for speed, and words for the curriculum; prints what was found."""
     given = dict(word.split("=", 1) for word in words)
     kills, seed = int(given.pop("kills", "25")), int(given.pop("seed", "0"))
+    sends = given.pop("mlflow", "true") == "true"
     given = {"recipe": "mtv", "train.steps": "10"} | given
     preload()
     folder = Path(tempfile.mkdtemp(prefix="avlit-fuzz-"))
     began = time.monotonic()
-    report = fuzz(folder, [f"{key}={value}" for key, value in given.items()], kills=kills, seed=seed)
+    report = fuzz(folder, [f"{key}={value}" for key, value in given.items()], kills=kills, seed=seed, sends=sends)
     print(f"{report}\n{time.monotonic() - began:.0f} s")
     if report.differing or report.doubled:
         print(f"kept: {folder}")

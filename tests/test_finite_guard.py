@@ -60,6 +60,7 @@ def test_a_roll_back_restores_weights_average_and_moments_of_the_step_before_it_
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             moments = [state["exp_avg_sq"].clone() for state in trainer.optimizers[0].state.values()]
+            assert isinstance(pl_module, Poisoned)
             states[trainer.global_step] = ([p.detach().clone() for p in pl_module.model.parameters()], moments)
 
     # Steps 5 and 6 are left out (at counts from 0); seen after step 6; step 4 was saved before them.

@@ -24,18 +24,21 @@ def main(words: Sequence[str]) -> int:
     if "init" in given:
         raise ConfigError(f"init={given['init']}: starts a new run from weights (`just train`); a resume has its own")
     allow_change = read_allow_change(given)
-    run = find_run(Path(given.get("runs_dir", "runs")), word)
+    run = find_run(Path(given.pop("runs_dir", "runs")), word)
     if word == "last" and run.parent:  # a curriculum that was stopped is what a user means, not its stage alone
         run = find_run(run.path.parent, run.parent)
+    rest = [f"{key}={value}" for key, value in given.items()]
     if (run.path / "curriculum.json").exists():
         from avlit.commands.curriculum import resume_curriculum
 
-        return resume_curriculum(run, [f"{key}={value}" for key, value in given.items()], allow_change=allow_change)
-    return resume(run, [f"{key}={value}" for key, value in given.items()], allow_change=allow_change)
+        return resume_curriculum(run, rest, allow_change=allow_change)
+    return resume(run, rest, allow_change=allow_change)
 
 
 def resume(run: Run, words: Sequence[str], *, allow_change: bool = False) -> int:
     """Go on with a run of one recipe; returns the exit status. ConfigError: there is nothing left of it to train."""
+    here = f"runs_dir={run.path.parent}"  # the folder may have been moved
+    words = [here, *words]
     config = from_yaml(run.config_path.read_text(encoding="utf-8"), words=words, source=str(run.config_path))
     if run.record().status == "finished":
         from avlit.commands.session import newest_checkpoint

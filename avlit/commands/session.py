@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterable
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
 RUN_VARIABLE = "AVLIT_RUN"
 """Lightning starts further processes by running the command again; this tells them which run they belong to."""
 
+INTERRUPTED, STOPPED = 130, 143
+"""Exit statuses. A scheduler's warning (SIGUSR1) ends a run as its SIGTERM does: saved, to be started again."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a session ended. exit_status: 128 + its number where a signal ended it, else 0."""
+    """How a session ended. exit_status: 0 at its end, 130 after a Ctrl-C, 143 where another signal stopped it."""
 
     run: Run
     metrics: dict[str, float]
@@ -265,7 +269,7 @@ def _session(
             f"Stopped by {stopping.stopped_by.name} after step {saving.saved_step}, which is saved. "
             f"`just resume run={run.id}` goes on with it"
         )
-        return Outcome(run, {}, exit_status=128 + stopping.stopped_by)
+        return Outcome(run, {}, exit_status=INTERRUPTED if stopping.stopped_by == signal.SIGINT else STOPPED)
     metrics = summarise(heldout.history, samples.last, run)
     if is_first_process:
         write_metrics(run.metrics_path, metrics)

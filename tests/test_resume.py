@@ -1,0 +1,306 @@
+"""Runs that are stopped, killed or changed, through the real commands and processes: they go on as if nothing was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from avlit.checkpoints import newest_valid
+from avlit.commands import curriculum, resume
+from avlit.commands.train import train
+from avlit.config import load_config
+from avlit.errors import UserError
+from avlit.runs import Run, list_runs
+from avlit.tracking import Tracker
+from tests import kill_fuzz
+from tests.kill_fuzz import TINY, fuzz, read_points
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _keep_in_spool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run of seconds would mostly wait for; tests/test_tracking.py sends."""
+    monkeypatch.setattr(Tracker, "_start_sender", Tracker._start_sender)  # put back after the test
+    kill_fuzz.keep_in_spool()
+
+
+def words(folder: Path, cache: Path, *more: str) -> list[str]:
+    """Words of a run of seconds with everything in `folder`; later ones replace earlier ones."""
+    given = [*TINY, f"runs_dir={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db", f"data.cache_dir={cache}"]
+    return list({word.partition("=")[0]: word for word in (*given, "train.accelerator=cpu", *more)}.values())
+
+
+def only_run(folder: Path) -> Run:
+    (run,) = list_runs(folder / "runs")
+    return run
+
+
+def points(run: Run) -> dict[tuple[str, int], set[float]]:
+    return read_points(run.spool_dir / "metrics.jsonl")
+
+
+def resumed(folder: Path, *more: str) -> int:
+    return resume.main(["run=last", f"runs_dir={folder}/runs", *more])
+
+
+# Kills.
+
+
+@pytest.mark.parametrize("settings", [("data.workers=2",), ("train.accumulate=2",)])
+def test_a_curriculum_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path, settings: tuple[str, ...]):
+    kill_fuzz.preload()
+    report = fuzz(tmp_path, ["recipe=mtv", "train.steps=3", *settings], kills=4, seed=len(settings))
+    assert report.differing == [] and report.doubled == []
+    assert report.compared > 1000 and report.sessions >= 2, report
+
+
+# Signals.
+
+
+class Command:
+    """`python -m avlit …` as a process of its own, with what it prints."""
+
+    def __init__(self, folder: Path, *given: str):
+        self.log = folder / "printed.txt"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "avlit", *given], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+        self.watchdog = threading.Timer(150, self.process.kill)
+        self.watchdog.start()
+
+    def await_step(self, runs: Path) -> None:
+        """Return once a training step has been logged."""
+        while self.process.poll() is None:
+            if any(name == "train/lr" for path in runs.glob("*/spool/metrics.jsonl") for name, _ in read_points(path)):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"ended before its first step:\n{self.printed()}")
+
+    def further_ranks(self) -> list[int]:
+        """Processes that Lightning started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(c) for c in children if b"avlit.__main__" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+    def end(self) -> int:
+        try:
+            return self.process.wait()
+        finally:
+            self.watchdog.cancel()
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+TWO_RANKS = (
+    "train.devices=2",
+    "train.strategy=ddp",
+    "checkpoint.every=1000",
+    "validation.every=1000",
+    "sample.count=0",
+)
+
+
+@pytest.mark.parametrize(("asked", "number"), [("first", signal.SIGUSR1), ("further", signal.SIGTERM)])
+def test_a_signal_to_any_rank_saves_within_a_step_and_ends_with_143(
+    tmp_path: Path, cache: Path, asked: str, number: int
+):
+    command = Command(tmp_path, "train", *words(tmp_path, cache, "recipe=mtv_stage1", "train.steps=9000", *TWO_RANKS))
+    command.await_step(tmp_path / "runs")
+    (further,) = command.further_ranks()
+    before = max(step for name, step in points(only_run(tmp_path)) if name == "train/lr")
+    os.kill(further if asked == "further" else command.process.pid, number)
+    assert command.end() == 143, command.printed()
+    run = only_run(tmp_path)
+    checkpoint, _ = newest_valid(run.checkpoints_dir)
+    assert checkpoint is not None and before <= checkpoint.step < before + 100
+    assert max(step for name, step in points(run) if name == "train/lr") == checkpoint.step
+    assert run.record().status == "stopped"
+    assert f"just resume run={run.id}" in command.printed()
+
+
+def test_two_ranks_and_one_give_the_same_batches_and_losses_across_a_resume(tmp_path: Path, cache: Path):
+    settings = ("recipe=mtv_stage1", "train.steps=40", "data.batch_size=8")
+    undisturbed, changing = tmp_path / "undisturbed", tmp_path / "changing"
+    changing.mkdir()
+    train(load_config(words(undisturbed, cache, *settings, "checkpoint.every=1000", "sample.every=0")))
+    given = words(changing, cache, *settings, *TWO_RANKS, "sample.every=0", "sample.count=1")
+    command = Command(changing, "train", *given)
+    command.await_step(changing / "runs")
+    for process in (command.process.pid, *command.further_ranks()):  # all of them, as a scheduler does
+        os.kill(process, signal.SIGTERM)
+    assert command.end() == 143, command.printed()
+    stopped_at = newest_valid(only_run(changing).checkpoints_dir)[0]
+    assert stopped_at is not None and stopped_at.step < 40
+    with pytest.raises(UserError, match=r"train\.devices was 2, is 1"):
+        resumed(changing, "train.devices=1", "train.strategy=auto")
+    assert resumed(changing, "train.devices=1", "train.strategy=auto", "allow_change=true") == 0
+    one, two = points(only_run(undisturbed)), points(only_run(changing))
+    logged = [place for place in one if place[0] == "data/key_hash"]
+    assert len(logged) == 40 and all(one[place] == two[place] for place in logged)
+    for place in one:
+        if place[0].startswith("train/loss"):
+            assert max(two[place]) == pytest.approx(max(one[place]), rel=1e-5, abs=1e-6), place
+
+
+def test_one_interrupt_saves_and_says_how_to_go_on_and_a_second_ends_at_once(tmp_path: Path, cache: Path):
+    given = words(tmp_path, cache, "recipe=mtv_stage1", "train.steps=9000", "checkpoint.every=1000", "sample.count=0")
+    command = Command(tmp_path, "train", *given)
+    command.await_step(tmp_path / "runs")
+    command.process.send_signal(signal.SIGINT)
+    assert command.end() == 130, command.printed()
+    assert f"just resume run={only_run(tmp_path).id}" in command.printed()
+    saved, _ = newest_valid(only_run(tmp_path).checkpoints_dir)
+    assert saved is not None
+
+    # The second finds the first still waiting for its step: sampling of many steps is under way in it.
+    slow = ["sample.every=1", "sample.steps=1000", "sample.count=16", f"run={only_run(tmp_path).id}"]
+    command = Command(tmp_path, "resume", f"runs_dir={tmp_path}/runs", *slow)
+    while "training" not in command.printed() and command.process.poll() is None:
+        time.sleep(0.05)
+    for _ in range(2):
+        command.process.send_signal(signal.SIGINT)
+    assert command.end() == 130, command.printed()
+    assert only_run(tmp_path).record().status == "stopped"
+    assert newest_valid(only_run(tmp_path).checkpoints_dir)[0] is not None
+
+
+# What may change, and what may not.
+
+
+def started(tmp_path: Path, cache: Path, *more: str) -> Run:
+    """A run of two steps that has finished."""
+    given = words(tmp_path, cache, "recipe=mtv_stage1", "train.steps=2", "sample.count=0", "sample.every=0", *more)
+    return train(load_config(given)).run
+
+
+def test_a_finished_run_goes_on_only_if_told_to_and_then_with_what_it_had(tmp_path: Path, cache: Path):
+    run = started(tmp_path, cache, "optimizer.schedule=constant", "optimizer.warmup=0")
+    with pytest.raises(UserError, match=r"has finished its 2 steps; train\.steps=MORE allow_change=true"):
+        resumed(tmp_path)
+    with pytest.raises(UserError, match=r"config: train\.steps was 2, is 4"):
+        resumed(tmp_path, "train.steps=4")
+    assert resumed(tmp_path, "train.steps=4", "allow_change=true") == 0
+    longer = train(
+        load_config(
+            words(
+                tmp_path / "longer", cache, "recipe=mtv_stage1", "train.steps=4", "sample.count=0", "sample.every=0",
+                "optimizer.schedule=constant", "optimizer.warmup=0",
+            )
+        )
+    ).run  # fmt: skip
+    pair = [newest_valid(each.checkpoints_dir)[0] for each in (run, longer)]
+    assert pair[0] is not None and pair[1] is not None
+    ours, theirs = pair[0].weights(), pair[1].weights()
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_where_things_are_and_what_is_reported_may_change_freely(tmp_path: Path, cache: Path):
+    run = started(tmp_path, cache)
+    run.update(status="stopped")
+    assert resumed(tmp_path, "data.workers=1", "train.log_every=5", "sample.steps=2", "checkpoint.keep=3") == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=1", r"config: seed was 0, is 1"),
+        ("optimizer.lr=0.5", r"config: optimizer\.lr was 0\.001, is 0\.5"),
+        ("init=last", "starts a new run from weights"),
+        ("train.stpes=3", r"train\.stpes: no such key"),
+        ("recipe=mtv_stage2", "recipe: the run was made with recipe=mtv_stage1"),
+        ("allow_change=yes", "must be true or false"),
+    ],
+)
+def test_a_changed_config_is_refused_with_the_difference(tmp_path: Path, cache: Path, word: str, message: str):
+    run = started(tmp_path, cache)
+    run.update(status="stopped")
+    before = run.config_path.read_text()
+    with pytest.raises(UserError, match=message):
+        resumed(tmp_path, word)
+    assert run.config_path.read_text() == before and run.record().status in ("stopped", "failed")
+
+
+def test_a_config_file_that_was_edited_is_refused_with_the_difference(tmp_path: Path, cache: Path):
+    run = started(tmp_path, cache)
+    run.update(status="stopped")
+    run.config_path.write_text(run.config_path.read_text().replace("clip: 1.0", "clip: 0.25"))
+    with pytest.raises(UserError, match=r"config: optimizer\.clip was 1\.0, is 0\.25"):
+        resumed(tmp_path)
+    assert resumed(tmp_path, "allow_change=true") == 0  # and from then on it is the run's
+    run.update(status="stopped")
+    assert resumed(tmp_path) == 0
+
+
+def test_changed_code_libraries_and_data_are_refused_by_name(tmp_path: Path, cache: Path):
+    run = started(tmp_path, cache)
+    run.update(status="stopped")
+    record = json.loads(run.provenance_path.read_text())
+    record["code"]["avlit/objectives.py"] = "0" * 16
+    record["versions"]["torch"] = "1.0"
+    record["data"]["fingerprint"] = "other"
+    run.provenance_path.write_text(json.dumps(record))
+    with pytest.raises(UserError) as refused:
+        resumed(tmp_path)
+    for part in ("avlit/objectives.py (changed)", "library: torch was 1.0, is", "data: fingerprint was other, is"):
+        assert part in str(refused.value)
+    assert resumed(tmp_path, "allow_change=true") == 0
+
+
+def test_damaged_checkpoints_are_named_and_the_one_before_is_resumed(tmp_path: Path, cache: Path, capsys):
+    run = started(tmp_path, cache)
+    run.update(status="stopped")
+    newest = run.checkpoints_dir / "step-00000002" / "weights.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    assert resumed(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint left out: step-00000002: weights.safetensors is damaged" in printed
+    assert "Goes on from step 1 of 2" in printed
+    assert newest_valid(run.checkpoints_dir)[0] is not None
+
+
+def test_without_any_whole_checkpoint_a_resume_says_so(tmp_path: Path, cache: Path):
+    run = started(tmp_path, cache)
+    run.update(status="stopped")
+    for path in run.checkpoints_dir.glob("*/state.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
+        resumed(tmp_path)
+
+
+def test_a_stopped_curriculum_goes_on_by_the_same_words_or_by_resume_and_others_start_another(
+    tmp_path: Path, cache: Path, capsys
+):
+    given = words(tmp_path, cache, "train.steps=1", "sample.count=0", "sample.every=0", "validation.clips=0")
+    assert curriculum.main(["recipe=mtv", *given]) == 0
+    parent = next(run for run in list_runs(tmp_path / "runs") if run.recipe == "mtv_curriculum")
+    last = list_runs(tmp_path / "runs")[-1]
+    for run in (parent, last):  # as if stopped between its last save and its end
+        run.update(status="stopped")
+    capsys.readouterr()
+    assert curriculum.main(["recipe=mtv", *given]) == 0
+    printed = capsys.readouterr().out
+    assert f"Resumes the curriculum, run {parent.id}" in printed and printed.count("Finished before") == 4
+    for run in (parent, last):
+        run.update(status="stopped")
+    assert resumed(tmp_path) == 0  # run=last is its stage, and means the whole
+    assert len(list_runs(tmp_path / "runs")) == 6
+    with pytest.raises(UserError, match="all its stages have finished"):
+        resume.main([f"run={parent.id}", f"runs_dir={tmp_path}/runs"])
+    with pytest.raises(UserError, match="whose words hold for all stages"):
+        parent.update(status="stopped")
+        resume.main([f"run={parent.id}", f"runs_dir={tmp_path}/runs", "train.steps=4"])
