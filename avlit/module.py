@@ -7,6 +7,7 @@ them. Logging, EMA, samples and checkpoints are callbacks.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -105,6 +106,11 @@ class AVModule(pl.LightningModule):
     @abstractmethod
     def load_released(self, folder: str) -> str:
         """Fill the backbone, set `base_model` and `released`; returns what was loaded, new and unused, in words."""
+
+    @property
+    @abstractmethod
+    def scheduler_settings(self) -> dict[str, Any]:
+        """What a sampler of diffusers must know: the backbone's noise schedule and what it predicts."""
 
     @property
     @abstractmethod

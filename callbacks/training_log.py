@@ -18,6 +18,9 @@ from avlit.ranks import gather, is_distributed
 NOISE_BINS = 4
 """Noise levels are logged in quarters: 0 is the least noisy."""
 
+Totals = dict[str, dict[str, tuple[float, float]]]
+"""Part of the loss -> row (a subset, a noise level, "" for all) -> sum and count."""
+
 
 class LossSums:
     """Running sums of per-sample losses on the device: one row for each subset, noise level and the whole."""
@@ -47,27 +50,33 @@ class LossSums:
             self.sums[part] = self.sums[part].add_(sums) if part in self.sums else sums
         other.sums = {}
 
-    def totals(self, *, over_ranks: bool) -> dict[str, list[list[float]]]:
-        """The sums on the host; the one synchronisation. over_ranks: of all ranks, and called on all of them."""
-        totals = {part: sums.tolist() for part, sums in self.sums.items()}
+    def totals(self, *, over_ranks: bool) -> Totals:
+        """Sum and count of each part and row on the host; the one synchronisation.
+
+        over_ranks: of all ranks, and called on all of them.
+        """
+        tables = {part: list(zip(*sums.tolist(), strict=True)) for part, sums in self.sums.items()}
+        totals = {part: dict(zip(self.names, table, strict=True)) for part, table in tables.items()}
         if not (over_ranks and is_distributed()):
             return totals
-        joined: dict[str, list[list[float]]] = {}
-        ranks = gather(totals)
-        for part in dict.fromkeys(part for each in ranks for part in each):  # a rank may not have met all of them
-            tables = [each[part] for each in ranks if part in each]
-            joined[part] = [[sum(column) for column in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+        joined: Totals = {}
+        for rank in gather(totals):  # one may not have met all parts
+            for part, rows in rank.items():
+                before = joined.setdefault(part, dict.fromkeys(rows, (0.0, 0.0)))
+                joined[part] = {name: (before[name][0] + sum_, before[name][1] + n) for name, (sum_, n) in rows.items()}
         return joined
 
-    def restore(self, totals: Mapping[str, list[list[float]]]) -> None:
-        """Go on from what `totals` gave."""
-        self.sums = {part: torch.tensor(sums, device=self.device) for part, sums in totals.items()}
+    def restore(self, totals: Totals) -> None:
+        """Go on from what `totals` gave; rows that there are no more are dropped."""
+        for part, rows in totals.items():
+            table = [rows.get(name, (0.0, 0.0)) for name in self.names]
+            self.sums[part] = torch.tensor(table, device=self.device).T.contiguous()
 
     def read(self, prefix: str, *, over_ranks: bool = False) -> dict[str, float]:
         """Means since the last reading, as metric name -> value."""
         metrics: dict[str, float] = {}
-        for part, (totals, counts) in self.totals(over_ranks=over_ranks).items():
-            for name, total, count in zip(self.names, totals, counts, strict=True):
+        for part, rows in self.totals(over_ranks=over_ranks).items():
+            for name, (total, count) in rows.items():
                 if count:
                     metrics[f"{prefix}/{part}" + (f"/{name}" if name else "")] = total / count
         self.sums.clear()

@@ -69,7 +69,7 @@ def fuzz(folder: Path, words: Sequence[str], *, kills: int, seed: int = 0, sends
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         counted[mode] += 1
-        counted["tmp folder seen"] += any((killed / "runs").glob("*/checkpoints/*.tmp-*"))
+        counted["tmp folder seen"] += any((killed / "runs").glob("[!.]*/checkpoints/*.tmp-*"))
     compared, differing, doubled = compare(undisturbed / "runs", killed / "runs")
     if sends:
         stores = [read_store(each / "mlflow.db") for each in (undisturbed, killed)]
@@ -128,19 +128,19 @@ def finish(process: BaseProcess) -> int | None:
 def await_moment(process: BaseProcess, runs: Path, mode: str, chance: random.Random, duration_s: float) -> None:
     """Wait until it is time to kill, or until the process has ended."""
     limit = time.monotonic() + 0.5 * duration_s
-    seen = set(runs.glob("*/checkpoints/*"))
-    folders = set(runs.glob("*"))
+    saves, stages = "[!.]*/checkpoints/*", "[!.]*"  # a run's folder begins with a dot until it is complete
+    seen, folders = set(runs.glob(saves)), set(runs.glob(stages))
     if mode == "any time":
         process.join(chance.uniform(0, 0.5 * duration_s))
         return
     while process.is_alive() and time.monotonic() < limit:
-        if mode == "in a save" and any(runs.glob("*/checkpoints/*.tmp-*")):
+        if mode == "in a save" and any(runs.glob(f"{saves}.tmp-*")):
             process.join(chance.uniform(0, 0.004))
             return
-        if mode == "at a stage's start" and set(runs.glob("*")) - folders:
+        if mode == "at a stage's start" and set(runs.glob(stages)) - folders:
             process.join(chance.uniform(0, 0.3))
             return
-        if mode == "in training" and set(runs.glob("*/checkpoints/*")) - seen:
+        if mode == "in training" and set(runs.glob(saves)) - seen:
             process.join(chance.uniform(0, 0.4))
             return
         time.sleep(0.0005)
@@ -219,7 +219,7 @@ def main(words: Sequence[str]) -> int:
     given = dict(word.split("=", 1) for word in words)
     kills, seed = int(given.pop("kills", "25")), int(given.pop("seed", "0"))
     sends = given.pop("mlflow", "true") == "true"
-    given = {"recipe": "mtv", "train.steps": "10"} | given
+    given = {"recipe": "mtv", "train.steps": str(max(10, kills))} | given  # enough of them to be killed in
     preload()
     folder = Path(tempfile.mkdtemp(prefix="avlit-fuzz-"))
     began = time.monotonic()

@@ -144,6 +144,6 @@ def train_stages(parent: Run, plan: Plan, *, is_resumed: bool, allow_change: boo
             status = "stopped"
             raise
         finally:
-            parent.update(status=status)
             tracker.finish(status)
+            parent.update(status=status)
     return 0

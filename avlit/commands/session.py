@@ -5,13 +5,11 @@ A run has one session, or one more for each time that it is resumed. `train`, `r
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import time
 import warnings
-from collections.abc import Iterable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -20,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_roots
 from avlit.config import Config, from_yaml, recipe_folder, to_yaml
-from avlit.durable import write_atomically
 from avlit.provenance import Provenance, check_unchanged
 from avlit.runs import Run, find_run, hold
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from avlit.checkpoints import Checkpoint, CheckpointState
+    from avlit.checkpoints import Checkpoint
     from avlit.module import AVModule
-    from callbacks.heldout import HeldoutLoss
+    from data.datamodule import AVDataModule
 
 RUN_VARIABLE = "AVLIT_RUN"
 """Lightning starts further processes by running the command again; this tells them which run they belong to."""
@@ -97,25 +94,13 @@ def _session(
     is_resumed: bool = True,
     allow_change: bool = False,
 ) -> Outcome:
-    import lightning.pytorch as pl
     import torch
 
-    from avlit.checkpoints import CheckpointState, CheckpointWriter
-    from avlit.commands.clips import measure_lip_sync, write_clips
-    from avlit.ranks import gather
+    from avlit.commands.callback_set import CallbackSet, write_metrics
     from avlit.sampling import build_scheduler
-    from avlit.tracking import Tracker, git_revision
-    from callbacks.checkpointing import Checkpointing
-    from callbacks.ema import EMA
-    from callbacks.finite_guard import FiniteGuard, RollBack
-    from callbacks.heldout import HeldoutLoss
-    from callbacks.samples import Samples
-    from callbacks.stopping import Stopping
-    from callbacks.training_log import TrainingLog
-    from data.account import merged
+    from avlit.tracking import Tracker
 
     quieten_lightning()
-    build_scheduler(config.sample.scheduler, {}, steps=config.sample.steps)  # a wrong name must not surface at the end
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     checkpoint = newest_checkpoint(run)
@@ -125,17 +110,12 @@ def _session(
     counted: Any = checkpoint.state.extra["data"] if checkpoint and is_first_process else None
     datamodule = build_datamodule(config, roots, encoders, start_step=start_step, counted=counted)
     if is_first_process:
-        now = Provenance.now(
-            to_yaml(config),
-            recipe_folder=recipe_folder(config.recipe),
-            revision=git_revision().revision,
-            data={**datamodule.shards.identity, "fingerprint": datamodule.data_fingerprint},
-        )
-        settle_changes(run, now, step=start_step, is_resumed=is_resumed, is_allowed=allow_change)
+        settle_changes(config, run, datamodule, step=start_step, is_resumed=is_resumed, is_allowed=allow_change)
     module = build_module(config, start_step=start_step)
+    build_scheduler(
+        config.sample.scheduler, module.scheduler_settings, steps=config.sample.steps
+    )  # not first at the end
     lineage = start_weights(module, config, run, checkpoint)
-    ema = EMA(decay=config.ema.decay, every=config.ema.every)
-    subsets = list(datamodule.weights)
     tracker = Tracker(
         run,
         uri=config.tracking.uri,
@@ -146,90 +126,52 @@ def _session(
         is_active=is_first_process,
     )
     tracker.log_config(to_yaml(config))
-
-    def save_and_stop(trainer: pl.Trainer, module: AVModule, step: int) -> None:
-        guard.look(trainer, module, step)
-        saving.save(trainer, module, step)
-
-    def write_samples(step: int, is_last: bool) -> dict[str, float]:
-        folder = samples_folder(run, step)
-        common = {"codec": encoders.video, "settings": config.sample, "seed": config.seed}
-        if clips := datamodule.heldout_samples(config.sample.count):
-            for path in write_clips(module, clips, folder=folder, on_step=stopping.check, **common):
-                tracker.log_artifact(path, folder=f"samples/{folder.name}")
-        metrics: dict[str, float] = {}
-        if is_last and config.sample.sync_clips:
-            measured = datamodule.heldout_samples(config.sample.sync_clips)
-            metrics = measure_lip_sync(module, measured, on_step=stopping.check, **common)
-        tracker.log_metrics(metrics, step)
-        write_metrics(folder / "metrics.json", metrics)
-        return metrics
-
-    def state(step: int) -> CheckpointState:
-        return CheckpointState(
-            step=step,
-            seed=config.seed,
-            recipe=config.recipe,
-            run=run.id,
-            base_model=module.base_model,
-            lineage=(*lineage, (run.id, step)),
-            counters={
-                "skipped": float(module.skipped),
-                "skipped_in_a_row": float(module.skipped_in_a_row),
-                "roll_backs": guard.num_roll_backs,
-                "ema_updates": ema.num_updates,
-            },
-            extra={"log": log.state(), "heldout": heldout.state(), "data": merged(gather(datamodule.state()))},
+    callbacks = CallbackSet(
+        config,
+        run,
+        module,
+        datamodule=datamodule,
+        encoders=encoders,
+        tracker=tracker,
+        lineage=lineage,
+        checkpoint=checkpoint,
+    )
+    trainer = build_trainer(config, run, callbacks.in_order(), start_step=start_step)
+    print(f"Ready after {time.perf_counter() - started:.1f} s; {describe(module)}")
+    try:
+        if start_step < config.train.steps:
+            trainer.fit(module, datamodule=datamodule)
+        else:
+            module.to("cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+            callbacks.finish(trainer)
+    except SystemExit as error:  # Lightning's answer to a second Ctrl-C: nothing is waited for
+        tracker.finish("stopped", timeout_s=1)
+        raise KeyboardInterrupt from error
+    except BaseException:
+        tracker.finish("failed")
+        raise
+    if (number := callbacks.stopping.stopped_by) is not None:
+        tracker.finish("stopped")
+        if is_first_process:
+            run.update(status="stopped")
+        print(
+            f"Stopped by {number.name} after step {callbacks.saving.saved_step}, which is saved. "
+            f"`just resume run={run.id}` goes on with it"
         )
+        return Outcome(run, {}, exit_status=INTERRUPTED if number == signal.SIGINT else STOPPED)
+    metrics = summarise(callbacks.heldout.history, callbacks.samples.last, run)
+    if is_first_process:
+        write_metrics(run.metrics_path, metrics)
+        tracker.finish("finished")
+        run.update(status="finished")  # last: whoever kills the run before finds something left to do
+    return Outcome(run, metrics)
 
-    log = TrainingLog(
-        tracker.log_metrics,
-        every=config.train.log_every,
-        subsets=subsets,
-        tokens_per_sample=module.tokens_per_sample,
-        waited_s=lambda: datamodule.wait_s,
-        num_damaged=lambda: datamodule.damaged_count,
-    )
-    stopping = Stopping(save_and_stop)
-    heldout = HeldoutLoss(
-        tracker.log_metrics,
-        batches=lambda: datamodule.heldout_batches(config.validation.clips, config.data.batch_size),
-        every=config.validation.every,
-        subsets=subsets,
-        ema=ema,
-        check=stopping.check,
-        required=config.checkpoint.best,
-    )
-    samples = Samples(
-        write_samples,
-        every=config.sample.every,
-        ema=ema,
-        written=lambda step: read_metrics(samples_folder(run, step) / "metrics.json"),
-    )
-    retention = config.checkpoint
-    saving = Checkpointing(
-        CheckpointWriter(
-            run.checkpoints_dir, keep=retention.keep, protect=lambda steps: protected_steps(steps, config, heldout)
-        ),
-        every=retention.every,
-        ema=ema,
-        state=state,
-        num_kept=retention.keep + bool(retention.best),
-    )
-    rolls_back = config.train.on_nonfinite == "roll_back"
-    guard = FiniteGuard(
-        every=config.train.log_every,
-        max_in_a_row=config.train.max_nonfinite,
-        roll_back=RollBack(saving, ema) if rolls_back else None,
-        max_roll_backs=config.train.max_roll_backs,
-    )
-    if checkpoint:
-        ema.restore(checkpoint)
-        kept: Any = checkpoint.state.extra
-        log.restore(kept["log"])
-        heldout.restore(kept["heldout"])
-        guard.num_roll_backs = int(checkpoint.state.counters["roll_backs"])
-    trainer = pl.Trainer(
+
+def build_trainer(config: Config, run: Run, callbacks: list[pl.Callback], *, start_step: int) -> pl.Trainer:
+    """Lightning's trainer for the steps that are left; its own logging, saving and progress bar are off."""
+    import lightning.pytorch as pl
+
+    return pl.Trainer(
         accelerator=config.train.accelerator,
         devices=config.train.devices,
         strategy=config.train.strategy,
@@ -237,8 +179,7 @@ def _session(
         max_steps=config.train.steps - start_step,
         max_epochs=-1,
         accumulate_grad_batches=config.train.accumulate,
-        # The average is brought up to date first; a checkpoint is saved before the slow sampling.
-        callbacks=[ema, log, guard, heldout, saving, samples, stopping],
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -246,36 +187,6 @@ def _session(
         use_distributed_sampler=False,
         default_root_dir=run.path,
     )
-    print(f"Ready after {time.perf_counter() - started:.1f} s; {describe(module)}")
-    try:
-        if start_step < config.train.steps:
-            trainer.fit(module, datamodule=datamodule)
-        else:  # it was stopped after its last step: only what comes after that is left
-            module.to("cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-            ema.attach(module)
-            heldout.measure_if_due(trainer, module, start_step)
-            samples.on_train_start(trainer, module)
-    except SystemExit as error:  # Lightning's answer to a second Ctrl-C: nothing is waited for
-        tracker.finish("stopped", timeout_s=1)
-        raise KeyboardInterrupt from error
-    except BaseException:
-        tracker.finish("failed")
-        raise
-    if stopping.stopped_by is not None:
-        tracker.finish("stopped")
-        if is_first_process:
-            run.update(status="stopped")
-        print(
-            f"Stopped by {stopping.stopped_by.name} after step {saving.saved_step}, which is saved. "
-            f"`just resume run={run.id}` goes on with it"
-        )
-        return Outcome(run, {}, exit_status=INTERRUPTED if stopping.stopped_by == signal.SIGINT else STOPPED)
-    metrics = summarise(heldout.history, samples.last, run)
-    if is_first_process:
-        write_metrics(run.metrics_path, metrics)
-        run.update(status="finished")
-    tracker.finish("finished")
-    return Outcome(run, metrics)
 
 
 def newest_checkpoint(run: Run) -> Checkpoint | None:
@@ -298,8 +209,18 @@ def newest_checkpoint(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def settle_changes(run: Run, now: Provenance, *, step: int, is_resumed: bool, is_allowed: bool) -> None:
+def settle_changes(
+    config: Config, run: Run, datamodule: AVDataModule, *, step: int, is_resumed: bool, is_allowed: bool
+) -> None:
     """Refuse or announce what a resumed run would do differently, and store what it is made from now."""
+    from avlit.tracking import git_revision
+
+    now = Provenance.now(
+        to_yaml(config),
+        recipe_folder=recipe_folder(config.recipe),
+        revision=git_revision().revision,
+        data={**datamodule.shards.identity, "fingerprint": datamodule.data_fingerprint},
+    )
     before = Provenance.read(run.provenance_path, is_damage_allowed=is_allowed) if is_resumed else None
     for line in check_unchanged(before, now, run=run.id, is_allowed=is_allowed) if before else ():
         print(f"changed from step {step} on (allow_change=true): {line}")
@@ -343,17 +264,6 @@ def start_weights(
     return lineage
 
 
-def protected_steps(steps: Iterable[int], config: Config, heldout: HeldoutLoss) -> set[int]:
-    """Which of the saved steps retention keeps besides the newest: every n-th, and the best by a held-out metric."""
-    retention = config.checkpoint
-    kept = {step for step in steps if retention.keep_every and step % retention.keep_every == 0}
-    if retention.best:
-        measured = {s: m[retention.best] for s in steps if retention.best in (m := heldout.history.get(s, {}))}
-        if measured:
-            kept.add(min(measured, key=lambda step: (measured[step], step)))
-    return kept
-
-
 def quieten_lightning() -> None:
     """Keep Lightning's advertisements and notes about its own parts, which are not used here, off the screen."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -384,19 +294,3 @@ def summarise(history: dict[int, dict[str, float]], sampled: dict[str, float], r
         print(f"{name}: {value:.3f}")
     print(f"Checkpoint in {run.checkpoints_dir}, clips in {run.samples_dir}; `just ui` shows the curves")
     return metrics
-
-
-def write_metrics(path: Path, metrics: dict[str, float]) -> None:
-    """Store metrics as JSON; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(metrics, indent=1) + "\n")
-
-
-def read_metrics(path: Path) -> dict[str, float] | None:
-    """What `write_metrics` stored, None where it did not come to that."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def samples_folder(run: Run, step: int) -> Path:
-    """Where the sample clips of a step are."""
-    return run.samples_dir / f"step-{step:08d}"

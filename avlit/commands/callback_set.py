@@ -1,0 +1,175 @@
+"""The callbacks of a session, joined to its run, data and tracker, and what of them a checkpoint keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from avlit.checkpoints import Checkpoint, CheckpointState, CheckpointWriter
+from avlit.commands.clips import measure_lip_sync, write_clips
+from avlit.config import Config
+from avlit.durable import write_atomically
+from avlit.module import AVModule
+from avlit.ranks import gather
+from avlit.runs import Run
+from avlit.tracking import Tracker
+from callbacks.checkpointing import Checkpointing
+from callbacks.ema import EMA
+from callbacks.finite_guard import FiniteGuard, RollBack
+from callbacks.heldout import HeldoutLoss
+from callbacks.samples import Samples
+from callbacks.stopping import Stopping
+from callbacks.training_log import TrainingLog
+from data.account import merged
+from data.datamodule import AVDataModule
+from data.encode import Encoders
+
+Lineage = tuple[tuple[str, int], ...]
+
+
+class CallbackSet:
+    """All callbacks of one session. lineage: (run id, step) of the checkpoints that the run's first weights come from.
+
+    checkpoint: what the session goes on from; the callbacks then go on with what they had counted and measured.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        module: AVModule,
+        *,
+        datamodule: AVDataModule,
+        encoders: Encoders,
+        tracker: Tracker,
+        lineage: Lineage,
+        checkpoint: Checkpoint | None,
+    ):
+        self.config, self.run, self.module, self.lineage = config, run, module, lineage
+        self.datamodule, self.encoders, self.tracker = datamodule, encoders, tracker
+        subsets = list(datamodule.weights)
+        train, retention = config.train, config.checkpoint
+        self.ema = EMA(decay=config.ema.decay, every=config.ema.every)
+        self.log = TrainingLog(
+            tracker.log_metrics,
+            every=train.log_every,
+            subsets=subsets,
+            tokens_per_sample=module.tokens_per_sample,
+            waited_s=lambda: datamodule.wait_s,
+            num_damaged=lambda: datamodule.damaged_count,
+        )
+        self.stopping = Stopping(self._look_and_save)
+        self.heldout = HeldoutLoss(
+            tracker.log_metrics,
+            batches=lambda: datamodule.heldout_batches(config.validation.clips, config.data.batch_size),
+            every=config.validation.every,
+            subsets=subsets,
+            ema=self.ema,
+            check=self.stopping.check,
+            required=retention.best,
+        )
+        self.samples = Samples(
+            self._write_samples, every=config.sample.every, ema=self.ema, written=self._written_samples
+        )
+        self.saving = Checkpointing(
+            CheckpointWriter(run.checkpoints_dir, keep=retention.keep, protect=self._protected_steps),
+            every=retention.every,
+            ema=self.ema,
+            state=self._state,
+            num_kept=retention.keep + bool(retention.best),
+        )
+        self.guard = FiniteGuard(
+            every=train.log_every,
+            max_in_a_row=train.max_nonfinite,
+            roll_back=RollBack(self.saving, self.ema) if train.on_nonfinite == "roll_back" else None,
+            max_roll_backs=train.max_roll_backs,
+        )
+        if checkpoint:
+            kept: Any = checkpoint.state.extra
+            self.ema.restore(checkpoint)
+            self.log.restore(kept["log"])
+            self.heldout.restore(kept["heldout"])
+            self.guard.num_roll_backs = int(checkpoint.state.counters["roll_backs"])
+
+    def in_order(self) -> list[pl.Callback]:
+        """As Lightning calls them: the average is brought up to date first; saving comes before the slow sampling."""
+        return [self.ema, self.log, self.guard, self.heldout, self.saving, self.samples, self.stopping]
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """What comes after the last step, for a run that was stopped between the two."""
+        self.ema.attach(self.module)
+        self.heldout.measure_if_due(trainer, self.module, self.module.start_step)
+        self.samples.make_if_due(trainer, self.module, self.module.start_step)
+
+    def _look_and_save(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
+        self.guard.look(trainer, module, step)
+        self.saving.save(trainer, module, step)
+
+    def _state(self, step: int) -> CheckpointState:
+        return CheckpointState(
+            step=step,
+            seed=self.config.seed,
+            recipe=self.config.recipe,
+            run=self.run.id,
+            base_model=self.module.base_model,
+            lineage=(*self.lineage, (self.run.id, step)),
+            counters={
+                "skipped": float(self.module.skipped),
+                "skipped_in_a_row": float(self.module.skipped_in_a_row),
+                "roll_backs": self.guard.num_roll_backs,
+                "ema_updates": self.ema.num_updates,
+            },
+            extra={
+                "log": self.log.state(),
+                "heldout": self.heldout.state(),
+                "data": merged(gather(self.datamodule.state())),
+            },
+        )
+
+    def _protected_steps(self, steps: list[int]) -> Iterable[int]:
+        """Which of the saved steps are kept besides the newest: every n-th, and the best by a held-out metric."""
+        every, best = self.config.checkpoint.keep_every, self.config.checkpoint.best
+        kept = {step for step in steps if every and step % every == 0}
+        history = self.heldout.history
+        if best and (measured := {step: history[step][best] for step in steps if step in history}):
+            kept.add(min(measured, key=lambda step: (measured[step], step)))
+        return kept
+
+    def _samples_folder(self, step: int) -> Path:
+        return self.run.samples_dir / f"step-{step:08d}"
+
+    def _written_samples(self, step: int) -> dict[str, float] | None:
+        return read_metrics(self._samples_folder(step) / "metrics.json")
+
+    def _write_samples(self, step: int, is_last: bool) -> dict[str, float]:
+        """Sample held-out clips; at the end measure lip sync on some. The metrics' file says that all is there."""
+        settings, seed, check = self.config.sample, self.config.seed, self.stopping.check
+        folder, codec = self._samples_folder(step), self.encoders.video
+        if clips := self.datamodule.heldout_samples(settings.count):
+            paths = write_clips(
+                self.module, clips, codec=codec, settings=settings, seed=seed, folder=folder, on_step=check
+            )
+            for path in paths:
+                self.tracker.log_artifact(path, folder=f"samples/{folder.name}")
+        metrics: dict[str, float] = {}
+        if is_last and settings.sync_clips:
+            measured = self.datamodule.heldout_samples(settings.sync_clips)
+            metrics = measure_lip_sync(self.module, measured, codec=codec, settings=settings, seed=seed, on_step=check)
+        self.tracker.log_metrics(metrics, step)
+        write_metrics(folder / "metrics.json", metrics)
+        return metrics
+
+
+def write_metrics(path: Path, metrics: dict[str, float]) -> None:
+    """Store metrics as JSON; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(metrics, indent=1) + "\n")
+
+
+def read_metrics(path: Path) -> dict[str, float] | None:
+    """What `write_metrics` stored, None where it did not come to that."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
