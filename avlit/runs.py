@@ -14,9 +14,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from avlit.durable import sync_folder, write_atomically
-from avlit.errors import UserError
+from avlit.errors import ConfigError, UserError
 
 RECORD_NAME = "run.json"
+SAFE_NAME = re.compile(r"\w[\w.-]*")  # of recipes and ids: one part of a path, and printable
 STATUSES = ("running", "finished", "stopped", "failed")
 """stopped: ended early on request and can be resumed. A killed run stays `running`."""
 
@@ -103,13 +104,24 @@ class Run:
         """Store the resolved configuration."""
         write_atomically(self.config_path, text)
 
+    def read_config(self) -> str:
+        """What `write_config` stored. ConfigError: it is missing, or not text."""
+        try:
+            return self.config_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(
+                f"run={self.id}: {self.config_path} cannot be read ({reason}), and the run goes no further without it; "
+                f"put it back ({self.provenance_path.name} beside it holds a copy), or train a new run"
+            ) from error
+
 
 def create_run(runs_dir: Path, recipe: str, *, config: str = "", parent: str | None = None) -> Run:
     """A new run folder `<YYYYMMDD-HHMMSS>-<recipe>-<4 hex>` with its resolved config as YAML.
 
     It appears complete or not at all: a run that exists can be resumed.
     """
-    if not re.fullmatch(r"\w[\w.-]*", recipe):
+    if not SAFE_NAME.fullmatch(recipe):
         raise ValueError(
             f"recipe={recipe!r}: a run's folder is named by it, so only letters, digits, _ . and - are allowed"
         )
@@ -217,10 +229,21 @@ def _read_record(path: Path) -> RunRecord:
         values = json.loads((path / RECORD_NAME).read_text(encoding="utf-8"))
         known = {field.name for field in fields(RunRecord)}
         record = RunRecord(**{key: value for key, value in values.items() if key in known})
-        datetime.fromisoformat(record.created)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        _check_record(record)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunNotFoundError(f"run={path}: {RECORD_NAME} cannot be read: {error}") from error
     return record
+
+
+def _check_record(record: RunRecord) -> None:
+    """ValueError unless the record can be listed beside others: one that came from elsewhere must not hide them."""
+    for key, value in asdict(record).items():
+        if value is None and key not in ("id", "recipe", "created", "status"):
+            continue
+        if not isinstance(value, str) or (key in ("id", "recipe", "parent") and not SAFE_NAME.fullmatch(value)):
+            raise ValueError(f"{key}={str(value)[:80]!r} is not what a run writes there")
+    if datetime.fromisoformat(record.created).tzinfo is None:
+        raise ValueError(f"created={record.created} has no timezone")
 
 
 def _listed(runs: list[Run]) -> str:

@@ -19,6 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from avlit.errors import ConfigError
 
 COMMAND_LINE = "command line"
+UNREADABLE = (
+    yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+    RecursionError,
+)  # fmt: skip
+"""What the readers raise for a text that is no yaml; all but the first two for values such as `!!bool perhaps`."""
 
 
 def setting(
@@ -181,7 +186,7 @@ class Settings:
             return text  # as typed: a run called 007 stays 007
         try:
             return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except UNREADABLE as error:
             raise ConfigError(f"{key}={text}: must be {allowed(leaf)}") from error
 
     def _set(self, leaf_key: str, key: str, value: Any, source: str) -> None:
@@ -280,7 +285,7 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     """A yaml text as nested plain values; duplicated keys and interpolations are errors."""
     try:
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{source}: not readable as yaml: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: must hold `key: value` lines")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from avlit.__main__ import main
 from avlit.runs import RunBusyError, RunNotFoundError, create_run, find_run, hold, list_runs
 
 
@@ -78,3 +79,31 @@ def test_a_held_run_is_refused_to_a_second_holder(tmp_path: Path) -> None:
         pass
     with hold(run):
         pass
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", "folder"], ids=["missing", "not text", "a folder"])
+@pytest.mark.parametrize("command", ["resume", "sample"])
+def test_a_run_without_a_readable_config_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | str | None, command: str
+) -> None:
+    run = create_run(tmp_path, "mtv_stage1")
+    run.config_path.unlink()
+    if isinstance(content, bytes):
+        run.config_path.write_bytes(content)
+    elif content:
+        run.config_path.mkdir()
+    assert main([command, "run=last", f"runs_dir={tmp_path}"]) == 2
+    assert f"run={run.id}: {run.config_path} cannot be read (" in capsys.readouterr().err
+
+
+def test_a_curriculum_without_a_readable_config_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = create_run(tmp_path, "mtv_curriculum")
+    stages = [f"mtv_stage{number}" for number in range(1, 6)]
+    plan = {"paper": "mtv", "stages": stages, "words": [f"runs_dir={tmp_path}"], "init": None}
+    (run.path / "curriculum.json").write_text(json.dumps(plan))
+    run.config_path.unlink()
+    for words in (["resume", "run=last"], ["curriculum", "recipe=mtv"]):
+        assert main([*words, f"runs_dir={tmp_path}"]) == 2
+        assert f"run={run.id}: {run.config_path} cannot be read (No such file" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def train_stages(parent: Run, plan: Plan, *, is_resumed: bool, allow_change: boo
     from avlit.tracking import open_parent
 
     with hold(parent):
-        first = from_yaml(parent.config_path.read_text(encoding="utf-8"), source=str(parent.config_path))
+        first = from_yaml(parent.read_config(), source=str(parent.config_path))
         tracker = open_parent(
             parent,
             uri=first.tracking.uri,
@@ -131,7 +131,7 @@ def train_stages(parent: Run, plan: Plan, *, is_resumed: bool, allow_change: boo
                     outcome = Outcome(run, json.loads(run.metrics_path.read_text(encoding="utf-8")))
                 else:
                     print(f"Resumes {key}, run {run.id} in {run.path}")
-                    config = from_yaml(run.config_path.read_text(encoding="utf-8"), source=str(run.config_path))
+                    config = from_yaml(run.read_config(), source=str(run.config_path))
                     outcome = run_session(config, run, is_resumed=True, allow_change=allow_change)
                 if outcome.exit_status:
                     status = "stopped"

@@ -251,7 +251,7 @@ class Generator:
 
 def run_config(run: Run, words: Sequence[str]) -> Config:
     """The run's config with further words over it."""
-    return from_yaml(run.config_path.read_text(encoding="utf-8"), words=words, source=str(run.config_path))
+    return from_yaml(run.read_config(), words=words, source=str(run.config_path))
 
 
 def clip_timing(config: Config) -> Timing:

@@ -39,7 +39,7 @@ def resume(run: Run, words: Sequence[str], *, allow_change: bool = False) -> int
     """Go on with a run of one recipe; returns the exit status. ConfigError: there is nothing left of it to train."""
     here = f"runs_dir={run.path.parent}"  # the folder may have been moved
     words = [here, *words]
-    config = from_yaml(run.config_path.read_text(encoding="utf-8"), words=words, source=str(run.config_path))
+    config = from_yaml(run.read_config(), words=words, source=str(run.config_path))
     if run.record().status == "finished":
         from avlit.commands.session import newest_checkpoint
 

@@ -211,7 +211,7 @@ def read_config(run: Run, words: Mapping[str, str], *, allowed: Sequence[str], w
 
     allowed: the words that have an effect on `what` is made; ConfigError for any other, with the nearest of them.
     """
-    text, source = run.config_path.read_text(encoding="utf-8"), str(run.config_path)
+    text, source = run.read_config(), str(run.config_path)
     known = leaves(type(from_yaml(text, source=source)))
     for key, value in words.items():
         if key in allowed or (is_content(key) and any(is_content(other) for other in allowed)):

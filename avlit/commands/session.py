@@ -53,7 +53,7 @@ def join_session() -> int | None:
     if path is None:
         return None
     run = find_run(Path(path).parent, path)
-    config = from_yaml(run.config_path.read_text(encoding="utf-8"), source=str(run.config_path))
+    config = from_yaml(run.read_config(), source=str(run.config_path))
     # It says nothing: all that it would say is said by the first.
     with redirect_stdout(StringIO()):
         _session(config, run, shard_roots(config), time.perf_counter(), is_first_process=False)
