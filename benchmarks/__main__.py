@@ -1,10 +1,11 @@
 """`just bench`: every measurement that takes no trained run, one after the other."""
 
-from benchmarks import checkpoints, loop, reading, resume_position, tracking
+from benchmarks import checkpoints, loop, reading, resume, resume_position, tracking
 
 if __name__ == "__main__":
     reading.main([])
     resume_position.main([])
+    resume.main([])
     checkpoints.main([])
     tracking.main([])
     loop.main([])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import lightning.pytorch as pl
 from torch import Tensor
+from tqdm import tqdm
 
 from avlit.checkpoints import CheckpointState, CheckpointWriter, free_bytes_needed
 from avlit.commit import check_writable
@@ -69,6 +70,9 @@ class Checkpointing(pl.Callback):
         if isinstance(exception, KeyboardInterrupt):  # "stop now": the protocol leaves the last good one
             return
         is_between_steps = isinstance(exception, UserError) and trainer.optimizers and trainer.world_size == 1
-        if is_between_steps and module.steps_done(trainer) > module.start_step:
-            self.save(trainer, module, module.steps_done(trainer))
+        step = module.steps_done(trainer)
+        if is_between_steps and step > module.start_step:
+            self.save(trainer, module, step)
+            self.writer.wait()
+            tqdm.write(f"Step {step} is saved: a resume goes on from there")
         self.writer.wait()

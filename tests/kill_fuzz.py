@@ -62,7 +62,8 @@ def fuzz(folder: Path, words: Sequence[str], *, kills: int, seed: int = 0, sends
             assert finish(process) == 0, (killed / "log.txt").read_text()[-3000:]
             break
         mode = MODES[chance.randrange(len(MODES))]
-        await_moment(process, killed / "runs", mode, chance, duration_s)
+        # So short that the kills are over before training is; starting takes some seconds itself.
+        await_moment(process, killed / "runs", mode, chance, 2.5 + duration_s / kills)
         if not process.is_alive():
             assert process.exitcode == 0, (killed / "log.txt").read_text()[-3000:]
             break  # it finished before its time: nothing is left to kill
@@ -125,22 +126,23 @@ def finish(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-def await_moment(process: BaseProcess, runs: Path, mode: str, chance: random.Random, duration_s: float) -> None:
-    """Wait until it is time to kill, or until the process has ended."""
-    limit = time.monotonic() + 0.5 * duration_s
+def await_moment(process: BaseProcess, runs: Path, mode: str, chance: random.Random, patience_s: float) -> None:
+    """Wait until it is time to kill, for `patience_s` at most, or until the process has ended."""
+    limit = time.monotonic() + patience_s
     saves, stages = "[!.]*/checkpoints/*", "[!.]*"  # a run's folder begins with a dot until it is complete
     seen, folders = set(runs.glob(saves)), set(runs.glob(stages))
     if mode == "any time":
-        process.join(chance.uniform(0, 0.5 * duration_s))
+        process.join(chance.uniform(0, patience_s))
         return
     while process.is_alive() and time.monotonic() < limit:
-        if mode == "in a save" and any(runs.glob(f"{saves}.tmp-*")):
+        new = set(runs.glob(saves)) - seen
+        if mode == "in a save" and any(".tmp-" in path.name for path in new):
             process.join(chance.uniform(0, 0.004))
             return
         if mode == "at a stage's start" and set(runs.glob(stages)) - folders:
             process.join(chance.uniform(0, 0.3))
             return
-        if mode == "in training" and set(runs.glob(saves)) - seen:
+        if mode == "in training" and new:
             process.join(chance.uniform(0, 0.4))
             return
         time.sleep(0.0005)

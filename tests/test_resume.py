@@ -13,11 +13,13 @@ import pytest
 
 from avlit.checkpoints import newest_valid
 from avlit.commands import curriculum, resume
+from avlit.commands.assembly import build_datamodule, build_encoders, shard_roots
 from avlit.commands.train import train
-from avlit.config import load_config
+from avlit.config import Config, load_config
 from avlit.errors import UserError
 from avlit.runs import Run, list_runs
 from avlit.tracking import Tracker
+from data.shard_index import ShardError, index_path, parse_index
 from tests import kill_fuzz
 from tests.kill_fuzz import TINY, fuzz, read_points
 
@@ -175,6 +177,39 @@ def test_one_interrupt_saves_and_says_how_to_go_on_and_a_second_ends_at_once(tmp
     assert command.end() == 130, command.printed()
     assert only_run(tmp_path).record().status == "stopped"
     assert newest_valid(only_run(tmp_path).checkpoints_dir)[0] is not None
+
+
+# Data.
+
+
+def damage(config: Config, *, step: int) -> None:
+    """Flip a byte of the first sample of a step's batch."""
+    datamodule = build_datamodule(config, shard_roots(config), build_encoders(config))
+    ref = datamodule.reader().order.batch(step)[0]
+    shard = datamodule.shards.shards[ref.shard]
+    root = shard_roots(config)[0]
+    index = parse_index(index_path(root / f"{shard.name}.tar").read_bytes())
+    place = index.samples[ref.index].members["safetensors"]
+    with open(root / f"{shard.name}.tar", "r+b") as file:
+        file.seek((place.start + place.end) // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_run_that_data_stopped_is_saved_and_goes_on_as_if_the_damage_had_been_allowed(tmp_path: Path, capsys):
+    cache = tmp_path / "cache"
+    given = ("recipe=mtv_stage1", "train.steps=6", "checkpoint.every=1000", "sample.count=0", "sample.every=0")
+    started(tmp_path / "first", cache)  # writes the corpus
+    strict = words(tmp_path / "stopped", cache, *given, "data.max_bad=0")
+    damage(load_config(strict), step=3)
+    with pytest.raises(ShardError, match=r"1 of 17 samples read were damaged by step 3; data\.max_bad=0"):
+        train(load_config(strict))
+    assert "Step 3 is saved" in capsys.readouterr().out
+    assert only_run(tmp_path / "stopped").record().status == "failed"
+    assert resumed(tmp_path / "stopped", "data.max_bad=0.5") == 0
+    whole = train(load_config(words(tmp_path / "whole", cache, *given, "data.max_bad=0.5"))).run
+    assert points(only_run(tmp_path / "stopped")) == points(whole)
 
 
 # What may change, and what may not.
