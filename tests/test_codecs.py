@@ -17,6 +17,7 @@ from avlit.codecs.build import build_audio_codec, build_text_encoder, build_trac
 from avlit.codecs.embedded_audio import EmbeddedAudioCodec, EmbeddedTrackEncoder, mel_filters, power_spectrum
 from avlit.codecs.embedded_text import EmbeddedTextEncoder
 from avlit.codecs.embedded_video import CHANNEL_STD, EmbeddedVideoCodec
+from avlit.errors import UserError
 from data.clip import SUBSETS
 from data.corpus import CorpusSettings, make_clip
 
@@ -329,3 +330,42 @@ def test_folders_without_whole_safetensors_are_refused(wav2vec2_folder: Path, tm
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"only pytorch_model.bin; pickled weights are not opened"):
         build_track_encoder("wav2vec2", folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "content", "message"),
+    [
+        ("vae", "config.json", {"temporal_compression_ratio": 0}, "is not of a CogVideoX VAE: temporal_compr.*=0,"),
+        ("vae", "config.json", {"scaling_factor": float("nan")}, "is not of a CogVideoX VAE: .*scaling_factor=nan"),
+        ("vae", "config.json", {"latent_channels": "many"}, "is not of a CogVideoX VAE: .*'many'"),
+        ("vae", "config.json", {"act_fn": "sing"}, "cannot be read as AutoencoderKLCogVideoX: .*sing"),
+        ("text_encoder", "config.json", {"d_model": "wide"}, "cannot be read as T5Config: .*d_model"),
+        ("text_encoder", "config.json", {"dtype": "soft"}, "cannot be read as T5Config: .*soft"),
+        ("text_encoder", "config.json", "[" * 100_000, "is not JSON"),
+        ("tokenizer", "tokenizer_config.json", {"added_tokens_decoder": 3}, "cannot be read as T5Tokenizer: "),
+        ("tokenizer", "tokenizer_config.json", {"pad_token": None}, "cannot be read as T5Tokenizer: .*padding token"),
+        ("tokenizer", "spiece.model", "x", "cannot be read as T5Tokenizer: "),
+        ("audio", "config.json", {"num_attention_heads": 0}, "cannot be read as Wav2Vec2Model: .*zero"),
+        ("audio", "config.json", {"conv_kernel": [1]}, "cannot be read as Wav2Vec2Config: "),
+        ("audio", "preprocessor_config.json", "{", "is not JSON"),
+    ],
+    ids=str,
+)
+def test_a_released_folder_that_makes_no_sense_is_a_users_error(
+    cogvideox_folder: Path, wav2vec2_folder: Path, tmp_path: Path, part: str, name: str, content: Any, message: str
+) -> None:
+    folder = tmp_path / "released"
+    shutil.copytree(cogvideox_folder, folder)
+    shutil.copytree(wav2vec2_folder, folder / "audio")
+    path = folder / part / name
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(content)
+    key = {"vae": "video", "audio": "audio"}.get(part, "text")
+    with pytest.raises(UserError, match=rf"(?s)codecs\.{key}_weights: .*{message}"):
+        if part == "vae":
+            build_video_codec("cogvideox", folder).encode(torch.zeros(1, 3, 1, 16, 16))
+        elif part == "audio":
+            build_track_encoder("wav2vec2", folder / "audio").encode(torch.zeros(16000), num_frames=12)
+        else:
+            build_text_encoder("t5", folder).encode("a lamp")

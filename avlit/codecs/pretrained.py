@@ -7,7 +7,9 @@ authors' code loads pickled weights only. MTV's released code encodes all three 
 """
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from avlit.errors import UserError
+
+LEADS_ELSEWHERE = {
+    "_attn_implementation": "names code to be fetched",
+    "attn_implementation": "names code to be fetched",
+    "quantization_config": "makes other weights of those in the folder, with code of its own",
+    "compression_config": "makes other weights of those in the folder, with code of its own",
+    "transformers_weights": "names another file of weights",
+}
+"""Keys of a config.json that no release has which is read here, and why they are refused: see `_model_folder`."""
 
 
 class CogVideoXCodec:
@@ -36,10 +47,15 @@ class CogVideoXCodec:
         for name in ("latent_channels", "temporal_compression_ratio", "block_out_channels", "scaling_factor"):
             if name not in config:
                 raise UserError(f"codecs.video_weights: {self._source / 'config.json'} lacks {name}; download it again")
-        self.channels: int = config["latent_channels"]
-        self.temporal_factor: int = int(config["temporal_compression_ratio"])
-        self.spatial_factor: int = 2 ** (len(config["block_out_channels"]) - 1)
-        self.scaling_factor: float = config["scaling_factor"]
+        with _as_user_error(f"codecs.video_weights: {self._source / 'config.json'} is not of a CogVideoX VAE"):
+            self.channels: int = int(config["latent_channels"])
+            self.temporal_factor: int = int(config["temporal_compression_ratio"])
+            self.spatial_factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+            self.scaling_factor: float = float(config["scaling_factor"])
+            if self.temporal_factor < 1 or not (math.isfinite(self.scaling_factor) and self.scaling_factor):
+                raise ValueError(
+                    f"temporal_compression_ratio={self.temporal_factor}, scaling_factor={self.scaling_factor}"
+                )
         self.identity = f"AutoencoderKLCogVideoX-{fingerprint(_model_files(self._source))}"
 
     @cached_property
@@ -95,11 +111,14 @@ class T5Encoder:
         if not tokenizer_files:
             raise UserError(f"codecs.text_weights: {words} is missing or empty; expected T5's tokenizer (spiece.model)")
 
-        from transformers import AutoTokenizer, T5Config
+        from transformers import T5Config, T5Tokenizer
 
-        config = T5Config.from_pretrained(self._source, local_files_only=True)
-
-        self._tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True)
+        with _as_user_error(f"codecs.text_weights: {self._source / 'config.json'} cannot be read as T5Config"):
+            config = T5Config.from_pretrained(self._source, local_files_only=True)
+        # The class itself, not AutoTokenizer: that one offers to run code which the folder names.
+        with _as_user_error(f"codecs.text_weights: {words} cannot be read as T5Tokenizer"):
+            self._tokenizer = T5Tokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
+            self._tokenizer("", padding="max_length", max_length=1)  # fails where there is no token to pad with
         if len(self._tokenizer) > config.vocab_size:
             raise UserError(
                 f"codecs.text_weights: the tokenizer in {words} has {len(self._tokenizer)} tokens, the model "
@@ -142,13 +161,14 @@ class Wav2Vec2Encoder:
 
         from transformers import Wav2Vec2Config
 
-        config = Wav2Vec2Config.from_pretrained(self._source, local_files_only=True)
+        with _as_user_error(f"codecs.audio_weights: {self._source / 'config.json'} cannot be read as Wav2Vec2Config"):
+            config = Wav2Vec2Config.from_pretrained(self._source, local_files_only=True)
+            self._shortest = 1  # samples that give one feature of the convolutions
+            for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+                self._shortest = (self._shortest - 1) * stride + kernel
         self._device, self._normalise = device, _reads_normalised(self._source, self.rate_hz)
         self.layers: int = config.num_hidden_layers
         self.dim: int = config.hidden_size
-        self._shortest = 1  # samples that give one feature of the convolutions
-        for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
-            self._shortest = (self._shortest - 1) * stride + kernel
         self.identity = f"Wav2Vec2Model-{fingerprint(_model_files(self._source))}"
 
     @cached_property
@@ -200,36 +220,74 @@ def _model_files(source: Path) -> list[Path]:
 
 
 def _model_folder(key: str, source: Path, field: str, expected: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
-    """`source` and its config.json, which must name an expected class; the folder must have safetensors weights."""
+    """`source` and its config.json, which must name an expected class; the folder must have safetensors weights.
+
+    Nothing in it may lead the loaders to code or to weights outside the files that the fingerprint covers.
+    """
     wanted = f"expected a folder of {' or '.join(expected)} with config.json and .safetensors weights"
     if not source.is_dir():
         raise UserError(f"{key}: there is no folder {source}; {wanted}")
-    try:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{key}: {source} has no config.json; {wanted}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{key}: {source / 'config.json'} is not JSON ({error}); {wanted}") from error
-    config = config if isinstance(config, dict) else {}
+    if not (source / "config.json").is_file():
+        raise UserError(f"{key}: {source} has no config.json; {wanted}")
+    config = _read_json(key, source / "config.json", wanted)
     found = config.get(field)
     if not any(name in expected for name in (found if isinstance(found, list) else [found])):
         other = found or config.get("_class_name") or config.get("architectures") or "a config that names no class"
         raise UserError(f"{key}: {source} holds {other}; {wanted}")
+    for name, reason in LEADS_ELSEWHERE.items():
+        if config.get(name) is not None:
+            raise UserError(
+                f"{key}: {source / 'config.json'} has {name}={json.dumps(config[name])[:80]}, which {reason}; take it "
+                "out, or use the folder as it was released"
+            )
+    if (source / "adapter_config.json").exists():
+        raise UserError(
+            f"{key}: {source} holds adapter_config.json, which leads to weights besides the model's own; merge the "
+            "adapter into the weights, or take the file away"
+        )
     if not list(source.glob("*.safetensors")):
         others = sorted(path.name for path in source.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".ckpt"})
         held = f" (only {', '.join(others)}; pickled weights are not opened)" if others else ""
         raise UserError(f"{key}: {source} has no .safetensors weights{held}; {wanted}")
+    for index in source.glob("*.safetensors.index.json"):
+        places = _read_json(key, index, wanted).get("weight_map")
+        for name in set(map(str, places.values())) if isinstance(places, dict) else {"no file"}:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise UserError(f"{key}: {index} names {name!r}, not a .safetensors file beside it; {wanted}")
     return source, config
+
+
+def _read_json(key: str, path: Path, wanted: str) -> dict[str, Any]:
+    """A mapping, empty for JSON of another kind; UserError for what is no JSON."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{key}: {path} is not JSON ({error}); {wanted}") from error
+    return values if isinstance(values, dict) else {}
+
+
+@contextmanager
+def _as_user_error(message: str) -> Iterator[None]:
+    """Inside, whatever the libraries raise for a folder that is not as released becomes `message: reason`."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        SafetensorError, StrictDataclassError, OSError, RuntimeError, ImportError, ValueError, LookupError, TypeError,
+        AttributeError, ArithmeticError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{message}: {error}; download the folder again, or give another one") from error
 
 
 def _load(key: str, model_class: Any, source: Path, dtype: torch.dtype, may_lack: tuple[str, ...] = ()) -> Any:
     """The model with every one of its weights from the folder, frozen; weights of other heads there are not its own."""
-    try:
+    with _as_user_error(f"{key}: the weights in {source} cannot be read as {model_class.__name__}"):
         model, report = model_class.from_pretrained(
             source, use_safetensors=True, local_files_only=True, output_loading_info=True, torch_dtype=dtype
         )
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise UserError(f"{key}: the weights in {source} cannot be read as {model_class.__name__}: {error}") from error
     missing = sorted(name for name in report["missing_keys"] if name not in may_lack)
     if missing or report["mismatched_keys"]:
         raise UserError(
@@ -244,7 +302,7 @@ def _reads_normalised(source: Path, rate_hz: int) -> bool:
     path = source / "preprocessor_config.json"
     if not path.is_file():
         return True
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = _read_json("codecs.audio_weights", path, "expected the file as released")
     if settings.get("sampling_rate", rate_hz) != rate_hz:
         raise UserError(
             f"codecs.audio_weights: {path} wants sampling_rate={settings['sampling_rate']}; "
