@@ -7,7 +7,7 @@ state.json and COMMIT.json. Tensors are safetensors, the rest is JSON; nothing i
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avlit.checkpoint_state import CheckpointState, read_state
 from avlit.commit import (
     CheckpointError,
     Skipped,
@@ -36,28 +37,6 @@ Tensors = Mapping[str, Tensor]
 
 class NonFiniteError(CheckpointError):
     """A tensor to be saved holds NaN or infinity; such a checkpoint is never committed."""
-
-
-@dataclass(frozen=True)
-class CheckpointState:
-    """state.json: what a run needs besides tensors, JSON values only.
-
-    step: optimizer steps done, which is the state of data, schedule and random numbers as well: all are functions of
-    it. optimizer: `flatten_optimizer`'s meta. lineage: (run id, step) of the
-    checkpoints it descends from, oldest first, itself last. base_model: fingerprint of the released weights under it
-    ("" for none). counters: e.g. updates left out because they were not finite. extra: what callbacks keep.
-    """
-
-    step: int
-    seed: int
-    recipe: str
-    run: str = ""
-    base_model: str = ""
-    lineage: tuple[tuple[str, int], ...] = ()
-    optimizer: dict[str, object] = field(default_factory=dict)
-    counters: dict[str, float] = field(default_factory=dict)
-    extra: dict[str, object] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,7 +92,8 @@ def save_checkpoint(
         raise CheckpointError(f"{folder}: step {state.step} has no weights to save")
     for name, tensors in present.items():
         check_finite(tensors, f"step {state.step}, {name}")
-    text = json.dumps(asdict(replace(state, versions=state.versions or versions())), indent=1, allow_nan=False)
+    # NaN is written as such: sums of losses for the log may hold one from an update that was left out
+    text = json.dumps(asdict(replace(state, versions=state.versions or versions())), indent=1)
 
     def write(temporary: Path) -> None:
         for name, tensors in present.items():
@@ -135,12 +115,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in `path`, after comparing every byte with its manifest; CheckpointError says what is wrong."""
     verify(path, allowed=FILES, required=REQUIRED)
     try:
-        values = json.loads((path / STATE).read_text(encoding="utf-8"))
-        known = {item.name for item in fields(CheckpointState)}
-        state = CheckpointState(**{key: value for key, value in values.items() if key in known})
-        state = replace(state, lineage=tuple((str(run), int(step)) for run, step in state.lineage))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        state = read_state(json.loads((path / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {STATE} cannot be read: {error}") from error
+    if (named := step_of(path)) is not None and named != state.step:
+        raise CheckpointError(f"{path}: {STATE} is of step {state.step}")
     return Checkpoint(path, state)
 
 
@@ -149,7 +128,7 @@ def newest_valid(
 ) -> tuple[Checkpoint | None, list[Skipped]]:
     """The newest checkpoint in a `checkpoints/` folder that verifies, and the newer ones that do not, with reasons.
 
-    accept: whether a whole one will do; one that will not is passed over.
+    accept: whether a whole one will do; one that will not is passed over. It may raise CheckpointError to say why.
     """
     skipped = []
     for path in committed_dirs(folder):

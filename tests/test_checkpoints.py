@@ -2,12 +2,14 @@
 
 import errno
 import json
+import math
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -407,6 +409,13 @@ class Canary:
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return Path.touch, (self.path,)
+
+
+def test_sums_for_the_log_may_hold_the_loss_of_an_update_that_was_left_out(tmp_path: Path) -> None:
+    state = state_at(1, extra={"log": {"sums": {"video": {"": [float("nan"), 4.0]}}}})
+    kept: Any = load_checkpoint(save_checkpoint(tmp_path, weights=tensors_of(1), state=state)).state.extra
+    total, count = kept["log"]["sums"]["video"][""]
+    assert math.isnan(total) and count == 4.0
 
 
 def reseal(path: Path) -> None:

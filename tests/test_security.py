@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from avlit.__main__ import main
 from avlit.checkpoints import load_checkpoint
 from avlit.codecs.build import build_text_encoder, build_track_encoder, build_video_codec
+from avlit.commands.session import newest_checkpoint
 from avlit.commit import CheckpointError, commit
 from avlit.config import load_config, to_yaml
 from avlit.errors import UserError
@@ -111,18 +112,39 @@ def test_keys_of_a_state_that_name_classes_are_only_text(tmp_path: Path, canary:
         '{"step": ' + "9" * 10_000 + "}",
         json.dumps(STATE | {"lineage": 3}),
         json.dumps(STATE | {"lineage": [["a"]]}),
-        pytest.param(
-            json.dumps(STATE | {"lineage": [["a", float("inf")]]}),
-            marks=pytest.mark.xfail(strict=True, raises=OverflowError, reason="avlit/checkpoints.py, load_checkpoint"),
-        ),
+        json.dumps({"lineage": [["a", float("inf")]]} | STATE),
+        json.dumps({"lineage": [["a", -1]]} | STATE),
+        json.dumps(STATE | {"step": True}),
+        json.dumps(STATE | {"step": 1.0}),
+        json.dumps(STATE | {"step": -1}),
+        json.dumps(STATE | {"seed": "0"}),
+        json.dumps(STATE | {"recipe": None}),
+        json.dumps({"run": 3} | STATE),
+        json.dumps({"base_model": {}} | STATE),
+        json.dumps({"versions": {"torch": 2}} | STATE),
+        json.dumps({"counters": {"skipped": "0"}} | STATE),
+        json.dumps({"counters": {"skipped": float("nan")}} | STATE),
+        json.dumps({"counters": {"skipped": 10**400}} | STATE),
+        json.dumps({"counters": [1]} | STATE),
+        json.dumps({"extra": []} | STATE),
+        json.dumps({"optimizer": {"groups": 3}} | STATE),
+        json.dumps({"optimizer": {"groups": [["a"], [3]]}} | STATE),
+        json.dumps({"optimizer": {"scalars": {"a": 3}}} | STATE),
+        json.dumps({"optimizer": {"scalars": {"a": {"step": "x"}}}} | STATE),
         b"\xff\xfe",
         pickle.dumps(STATE),
     ],
-    ids=lambda text: repr(text[:12]),
+    ids=lambda text: repr(text[:40]),
 )
 def test_a_senseless_state_is_a_clear_error(tmp_path: Path, text: str | bytes) -> None:
     path = commit_files(tmp_path / "checkpoints", state=text)
     with pytest.raises(CheckpointError, match=r"step-00000001: state\.json cannot be read"):
+        load_checkpoint(path)
+
+
+def test_a_state_of_another_step_than_its_folder_is_refused(tmp_path: Path) -> None:
+    path = commit_files(tmp_path / "checkpoints", state=json.dumps(STATE | {"step": 2}))
+    with pytest.raises(CheckpointError, match=r"step-00000001: state\.json is of step 2"):
         load_checkpoint(path)
 
 
@@ -281,6 +303,51 @@ def test_a_senseless_run_does_not_hide_the_others(tmp_path: Path, text: str) -> 
     assert find_run(tmp_path, "last").id == find_run(tmp_path, run.id[-4:]).id == run.id
     with pytest.raises(UserError, match=r"run\.json cannot be read"):
         find_run(tmp_path, tmp_path / "senseless")
+
+
+KEPT: dict[str, Any] = {
+    "counters": {"skipped": 0, "skipped_in_a_row": 0.0, "roll_backs": 0, "ema_updates": 1},
+    "extra": {
+        "log": {"sums": {"video": {"": [float("nan"), 1.0]}}, "key_hash": 3},
+        "heldout": {"0": {"val/loss/video": 1.0}},
+        "data": {"samples": 8, "replaced": 1, "damaged": [["a.tar", "k", "short"]]},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("counters", {"roll_backs": None}),
+        ("counters", {"ema_updates": -1}),
+        ("extra", {"log": None}),
+        ("extra", {"log": {"sums": {}}}),
+        ("extra", {"log": {"sums": {}, "key_hash": "3"}}),
+        ("extra", {"log": {"sums": {"video": 3}, "key_hash": 3}}),
+        ("extra", {"log": {"sums": {"video": {"": [None, 1]}}, "key_hash": 3}}),
+        ("extra", {"heldout": None}),
+        ("extra", {"heldout": {"one": {}}}),
+        ("extra", {"heldout": {"0": {"val/loss/video": "low"}}}),
+        ("extra", {"heldout": {"0": 3}}),
+        ("extra", {"data": None}),
+        ("extra", {"data": {"samples": 8}}),
+        ("extra", {"data": {"samples": float("inf"), "replaced": 1, "damaged": []}}),
+        ("extra", {"data": {"samples": 8, "replaced": 1, "damaged": [["a"]]}}),
+    ],
+    ids=str,
+)
+def test_a_state_that_no_session_wrote_is_left_out_of_a_resume_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, values: dict[str, Any]
+) -> None:
+    run = create_run(tmp_path, "mtv_stage1")
+    commit_files(run.checkpoints_dir, state=json.dumps(STATE | KEPT))
+    found = newest_checkpoint(run)
+    assert found is not None and found.step == 1
+    changed = {name: value for name, value in (KEPT[part] | values).items() if value is not None}
+    commit_files(run.checkpoints_dir, state=json.dumps(STATE | KEPT | {part: changed}))
+    with pytest.raises(CheckpointError, match=r"none of its 1 checkpoints can be read"):
+        newest_checkpoint(run)
+    assert "step-00000001: state.json is not of a run that can be resumed: " in capsys.readouterr().out
 
 
 # --- folders of released weights ------------------------------------------------------------------------------------

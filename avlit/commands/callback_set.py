@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import lightning.pytorch as pl
 
 from avlit.checkpoints import Checkpoint, CheckpointState, CheckpointWriter
 from avlit.commands.clips import measure_lip_sync, write_clips
+from avlit.commit import CheckpointError
 from avlit.config import Config
 from avlit.durable import write_atomically
 from avlit.module import AVModule
@@ -24,7 +26,7 @@ from callbacks.heldout import HeldoutLoss
 from callbacks.samples import Samples
 from callbacks.stopping import Stopping
 from callbacks.training_log import TrainingLog
-from data.account import merged
+from data.account import Account, merged
 from data.datamodule import AVDataModule
 from data.encode import Encoders
 
@@ -162,6 +164,24 @@ class CallbackSet:
         self.tracker.log_metrics(metrics, step)
         write_metrics(folder / "metrics.json", metrics)
         return metrics
+
+
+def is_resumable(state: CheckpointState) -> bool:
+    """True for a state that a session can go on from; CheckpointError says what it lacks."""
+    kept: Any = state.extra
+    try:
+        Account(kept["data"])
+        counts = [state.counters[name] for name in ("skipped", "skipped_in_a_row", "roll_backs", "ema_updates")]
+        sums = [number for rows in kept["log"]["sums"].values() for pair in rows.values() for number in pair]
+        measured = [number for metrics in kept["heldout"].values() for number in metrics.values()]
+        steps = [int(step) for step in kept["heldout"]]
+        if min([*counts, *steps, kept["log"]["key_hash"]]) < 0 or not all(map(math.isfinite, measured)):
+            raise ValueError("a count is negative, or a held-out loss is not finite")
+        if not all(isinstance(number, int | float) for number in sums):
+            raise TypeError("a sum of the log is not a number")
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"state.json is not of a run that can be resumed: {error!r}") from error
+    return True
 
 
 def write_metrics(path: Path, metrics: dict[str, float]) -> None:

@@ -195,10 +195,11 @@ def newest_checkpoint(run: Run) -> Checkpoint | None:
     CheckpointError: there are checkpoints, and none that verifies.
     """
     from avlit.checkpoints import newest_valid
+    from avlit.commands.callback_set import is_resumable
     from avlit.commit import CheckpointError, sweep
 
     sweep(run.checkpoints_dir)
-    checkpoint, skipped = newest_valid(run.checkpoints_dir)
+    checkpoint, skipped = newest_valid(run.checkpoints_dir, accept=is_resumable)
     for reason in skipped:
         print(f"checkpoint left out: {reason}")
     if checkpoint is None and skipped:
