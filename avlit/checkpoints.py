@@ -90,18 +90,19 @@ def save_checkpoint(
     present = {name: tensors for name, tensors in parts.items() if tensors}
     if not weights:
         raise CheckpointError(f"{folder}: step {state.step} has no weights to save")
-    for name, tensors in present.items():
-        check_finite(tensors, f"step {state.step}, {name}")
     # NaN is written as such: sums of losses for the log may hold one from an update that was left out
     text = json.dumps(asdict(replace(state, versions=state.versions or versions())), indent=1)
 
-    def write(temporary: Path) -> None:
-        for name, tensors in present.items():
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary / name)
-        (temporary / STATE).write_text(text, encoding="utf-8")
+    def write_tensors(path: Path) -> None:
+        check_finite(present[path.name], f"step {state.step}, {path.name}")
+        save_file({key: tensor.contiguous() for key, tensor in present[path.name].items()}, path)
 
+    # The largest first: what is left to wait for at the end is the sync of the smallest.
+    by_size = sorted(present, key=lambda name: -sum(tensor.nbytes for tensor in present[name].values()))
+    writers: dict[str, Callable[[Path], object]] = dict.fromkeys(by_size, write_tensors)
+    writers[STATE] = lambda path: path.write_text(text, encoding="utf-8")
     try:
-        return commit(folder, state.step, write)
+        return commit(folder, state.step, writers)
     except (OSError, SafetensorError) as error:
         need = sum(tensor.nbytes for tensors in present.values() for tensor in tensors.values())
         reason = "the disk is full" if is_disk_full(error) else str(error)
@@ -271,14 +272,14 @@ class CheckpointWriter:
         return save_checkpoint(self.folder, state=state, **copies)
 
     def _room(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
-        room = self._copies.get(part, {})
-        if {n: (t.shape, t.dtype) for n, t in room.items()} != {n: (t.shape, t.dtype) for n, t in tensors.items()}:
-            room = {
-                name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                for name, tensor in tensors.items()
-            }
-            self._copies[part] = room
-        return room
+        before = self._copies.get(part, {})
+        self._copies[part] = {
+            name: room
+            if (room := before.get(name)) is not None and (room.shape, room.dtype) == (tensor.shape, tensor.dtype)
+            else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            for name, tensor in tensors.items()
+        }
+        return self._copies[part]
 
     def _copy(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
         room = self._room(part, tensors)

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,11 @@ def committed_dirs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
 
 
-def commit(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary folder, then commit it as the checkpoint of `step`. Returns its folder.
+def commit(folder: Path, step: int, writers: Mapping[str, Callable[[Path], object]]) -> Path:
+    """Let each writer make the file of its name in a temporary folder, then commit that as the checkpoint of `step`.
 
-    A folder of that step that is already there is not touched before the new one is durable. Whatever `write`
-    raises leaves all committed folders as they were.
+    Returns its folder. One of that step that is already there is not touched before the new one is durable. Whatever
+    a writer raises leaves all committed folders as they were.
     """
     final = step_dir(folder, step)
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
@@ -73,8 +73,7 @@ def commit(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        write(temporary)
-        _seal(temporary, step)
+        _seal(temporary, step, _write_files(temporary, writers))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -93,19 +92,35 @@ def commit(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     return final
 
 
-def _seal(folder: Path, step: int) -> None:
-    paths = sorted(folder.iterdir())
+def _write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> dict[str, dict[str, object]]:
+    """What the manifest says of the files, all of which are on the disk."""
+    entries: dict[str, dict[str, object]] = {}
+    syncing: list[threading.Thread] = []
     failures: list[OSError] = []
-    # The pages are still in memory: checksums are ready before the disk has taken the files.
-    syncing = threading.Thread(target=_sync_files, args=(paths, failures), name=f"sync-{step}", daemon=True)
-    syncing.start()
     try:
-        files = {path.name: {"size": path.stat().st_size, "digest": _digest(path)} for path in paths}
+        for name, write in writers.items():
+            write(folder / name)
+            # The disk takes a file while its checksum is made, from pages still in memory, and the next is written.
+            thread = threading.Thread(
+                target=_sync_file, args=(folder / name, failures), name=f"sync-{name}", daemon=True
+            )
+            thread.start()
+            syncing.append(thread)
+            entries[name] = _entry(folder / name)
     finally:
-        syncing.join()
+        for thread in syncing:
+            thread.join()
     if failures:
         raise failures[0]
-    manifest = {"format": 1, "step": step, "algorithm": ALGORITHM, "files": files}
+    return entries
+
+
+def _entry(path: Path) -> dict[str, object]:
+    return {"size": path.stat().st_size, "digest": _digest(path)}
+
+
+def _seal(folder: Path, step: int, entries: Mapping[str, Mapping[str, object]]) -> None:
+    manifest = {"format": 1, "step": step, "algorithm": ALGORITHM, "files": entries}
     with open(folder / MANIFEST_NAME, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
@@ -113,11 +128,10 @@ def _seal(folder: Path, step: int) -> None:
     sync_folder(folder)
 
 
-def _sync_files(paths: list[Path], failures: list[OSError]) -> None:
+def _sync_file(path: Path, failures: list[OSError]) -> None:
     try:
-        for path in paths:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
     except OSError as error:
         failures.append(error)
 

@@ -1,8 +1,9 @@
 """Saves the run every so many steps and at the end; the writing goes on behind the training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,11 +36,10 @@ class Checkpointing(pl.Callback):
         assert isinstance(module, AVModule)
         self.saved_step = module.start_step
         if trainer.is_global_zero:
-            weights = module.saved_weights()
-            trained = list(module.trained_parameters.values())
-            moments = {f"{i}/{slot}": p for i, p in enumerate(trained) for slot in ("exp_avg", "exp_avg_sq")}
-            need = free_bytes_needed(weights, moments, self.ema.average, keep=self.num_kept)
-            check_writable(self.writer.folder, need)
+            weights, average = module.saved_weights(), self.ema.average
+            moments = coming_moments(trainer.optimizers[0], module.trained_parameters)
+            check_writable(self.writer.folder, free_bytes_needed(weights, moments, average, keep=self.num_kept))
+            self.writer.reserve(weights=weights, optimizer=moments, ema=average)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -76,3 +76,14 @@ class Checkpointing(pl.Callback):
             self.writer.wait()
             tqdm.write(f"Step {step} is saved: a resume goes on from there")
         self.writer.wait()
+
+
+def coming_moments(optimizer: torch.optim.Optimizer, names: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """Tensors of the names, shapes and devices that `flatten_optimizer` gives after a step; not of their values."""
+    tensors, _ = flatten_optimizer(optimizer, names)
+    if tensors:  # of a resumed run
+        return tensors
+    for name, parameter in names.items():
+        tensors |= {f"{name}/exp_avg": parameter.detach(), f"{name}/exp_avg_sq": parameter.detach()}
+        tensors[f"{name}/step"] = torch.zeros((), device=parameter.device)  # of the fused AdamW
+    return tensors

@@ -8,9 +8,11 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,9 @@ from avlit.checkpoints import (
 from avlit.commit import CheckpointError, check_writable, step_dir, sweep
 from avlit.inherit import flatten_optimizer, load_weights_into, resolve_weights, restore_optimizer
 from avlit.runs import create_run
+from callbacks.checkpointing import Checkpointing
+from callbacks.ema import EMA
+from tests.test_module import Poisoned, fit
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,7 +139,7 @@ def test_a_mixed_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 KILLED_SAVER = """
-import os, signal, sys
+import itertools, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -143,12 +148,10 @@ from tests.test_checkpoints import save
 folder = Path(sys.argv[1])
 
 def run(kill_at):
-    calls = 0
+    calls = itertools.count(1)  # files are synced by threads
     def counted(function):
         def call(*arguments, **keywords):
-            nonlocal calls
-            calls += 1
-            if calls == kill_at:
+            if next(calls) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **keywords)
         return call
@@ -295,6 +298,67 @@ def test_the_writer_saves_what_the_tensors_were_when_it_was_called(tmp_path: Pat
         assert checkpoint.state.counters == {"skipped": float(step)}
 
 
+def test_files_are_synced_while_the_next_are_written_and_all_before_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    first_is_syncing, second_is_written = threading.Event(), threading.Event()
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        if name == "first":
+            first_is_syncing.set()
+            assert second_is_written.wait(20)
+        real(descriptor)
+        order.append(name)
+
+    def write_second(path: Path) -> None:
+        assert first_is_syncing.wait(20)
+        path.write_bytes(b"2")
+        second_is_written.set()
+
+    monkeypatch.setattr(os, "fsync", sync)
+    avlit.commit.commit(tmp_path, 1, {"first": lambda path: path.write_bytes(b"1"), "second": write_second})
+    assert sorted(order[:2]) == ["first", "second"] and order[2] == "COMMIT.json"
+
+
+class WatchedRoom(pl.Callback):
+    """Where a writer's copies lie at the start of training and after the first save."""
+
+    def __init__(self, writer: CheckpointWriter):
+        self.writer = writer
+        self.at_start: dict[str, int] = {}
+
+    def places(self) -> dict[str, int]:
+        return {f"{part}: {name}": id(t) for part, room in self.writer._copies.items() for name, t in room.items()}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.at_start = self.places()
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_the_first_save_of_a_run_takes_no_memory_of_its_own(tmp_path: Path, is_resumed: bool) -> None:
+    module, ema, writer = Poisoned(steps=2), EMA(decay=0.9), CheckpointWriter(tmp_path / "checkpoints", keep=1)
+    if is_resumed:  # what a resume restores is there before the first step
+        parameters = module.trained_parameters
+        restored = {f"{name}/exp_avg": torch.zeros_like(p) for name, p in parameters.items()}
+        restored |= {f"{name}/exp_avg_sq": torch.zeros_like(p) for name, p in parameters.items()}
+        restored |= {f"{name}/step": torch.ones(()) for name in parameters}
+        configure = module.configure_optimizers
+
+        def resumed() -> dict[str, Any]:
+            found = configure()
+            restore_optimizer(found["optimizer"], parameters, restored, {"groups": [list(parameters)]})
+            return found
+
+        module.configure_optimizers = resumed
+    watch = WatchedRoom(writer)
+    fit(module, tmp_path, ema, Checkpointing(writer, every=1, ema=ema, state=state_at, num_kept=1), watch)
+    assert watch.at_start == watch.places() and len(watch.at_start) == 5 * len(module.trained_parameters)
+    assert any(name.startswith("optimizer.safetensors") for name in watch.at_start)
+
+
 def test_an_error_in_the_background_is_raised_by_the_next_call(tmp_path: Path) -> None:
     writer = CheckpointWriter(tmp_path, keep=2)
     writer.save(weights={"w": torch.tensor([float("nan")])}, state=state_at(1))
@@ -421,7 +485,7 @@ def test_sums_for_the_log_may_hold_the_loss_of_an_update_that_was_left_out(tmp_p
 def reseal(path: Path) -> None:
     """Make a manifest that agrees with the folder, as an attacker would."""
     (path / "COMMIT.json").unlink()
-    avlit.commit._seal(path, 1)
+    avlit.commit._seal(path, 1, {file.name: avlit.commit._entry(file) for file in sorted(path.iterdir())})
 
 
 def test_a_pickle_in_place_of_tensors_or_state_runs_nothing(tmp_path: Path) -> None:

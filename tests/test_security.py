@@ -75,12 +75,12 @@ def commit_files(folder: Path, **files: bytes | str) -> Path:
     """A checkpoint with a manifest that agrees with its files, as an attacker would make it."""
     contents = {"weights": save({"a.weight": torch.ones(2)}), "state": json.dumps(STATE)} | files
 
-    def write(temporary: Path) -> None:
-        for stem, content in contents.items():
-            path = temporary / f"{stem}.{'json' if stem == 'state' else 'safetensors'}"
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
+    def writer(content: bytes | str) -> Callable[[Path], object]:
+        return lambda path: path.write_bytes(content.encode() if isinstance(content, str) else content)
 
-    return commit(folder, 1, write)
+    suffixes = {"state": "json"}
+    named = {f"{stem}.{suffixes.get(stem, 'safetensors')}": writer(content) for stem, content in contents.items()}
+    return commit(folder, 1, named)
 
 
 @pytest.mark.parametrize("part", ["weights", "ema", "optimizer"])
