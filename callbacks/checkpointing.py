@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from avlit.checkpoints import CheckpointState, CheckpointWriter, free_bytes_needed
-from avlit.commit import check_writable
+from avlit.commit import CheckpointError, check_writable
 from avlit.errors import UserError
 from avlit.inherit import flatten_optimizer
 from avlit.module import AVModule
@@ -53,13 +53,13 @@ class Checkpointing(pl.Callback):
         """Copy the state now, write it behind; a step is saved once. Called on all ranks."""
         if step == self.saved_step:
             return
-        self.saved_step = step
         state = self.state(step)
         if trainer.is_global_zero:
             tensors, meta = flatten_optimizer(trainer.optimizers[0], module.trained_parameters)
             state.optimizer.update(meta)
             average: dict[str, Tensor] = self.ema.average
             self.writer.save(weights=module.saved_weights(), optimizer=tensors, ema=average, state=state)
+        self.saved_step = step
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.writer.wait()
@@ -67,7 +67,7 @@ class Checkpointing(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Nothing that was trained is lost to data that cannot be read: that ends a run between two micro-batches."""
         assert isinstance(module, AVModule)
-        if isinstance(exception, KeyboardInterrupt):  # "stop now": the protocol leaves the last good one
+        if isinstance(exception, KeyboardInterrupt | CheckpointError):  # "stop now", or saving is what failed
             return
         is_between_steps = isinstance(exception, UserError) and trainer.optimizers and trainer.world_size == 1
         step = module.steps_done(trainer)
