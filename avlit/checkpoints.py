@@ -115,13 +115,18 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in `path`, after comparing every byte with its manifest; CheckpointError says what is wrong."""
     verify(path, allowed=FILES, required=REQUIRED)
+    return Checkpoint(path, load_state(path))
+
+
+def load_state(path: Path) -> CheckpointState:
+    """What state.json of the checkpoint in `path` says, without comparing anything; CheckpointError: it is damaged."""
     try:
         state = read_state(json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {STATE} cannot be read: {error}") from error
     if (named := step_of(path)) is not None and named != state.step:
         raise CheckpointError(f"{path}: {STATE} is of step {state.step}")
-    return Checkpoint(path, state)
+    return state
 
 
 def newest_valid(
@@ -143,7 +148,7 @@ def newest_valid(
 
 
 Protect = Callable[[list[int]], Iterable[int]]
-"""Of the saved steps those that retention keeps besides the newest."""
+"""Of the steps of whole checkpoints, newest first, those that retention keeps besides the newest."""
 
 
 def _none(steps: list[int]) -> Iterable[int]:
@@ -158,19 +163,17 @@ def prune(folder: Path, *, keep: int, protect: Protect = _none) -> list[Path]:
     """
     if keep < 1:
         raise ValueError(f"checkpoint.keep={keep}: at least 1 checkpoint is kept")
-    steps = [step for path in committed_dirs(folder) if (step := step_of(path)) is not None]
-    protected, kept, removed, has_good = set(protect(steps)), 0, [], False
+    whole: dict[int, Path] = {}
     for path in committed_dirs(folder):
         try:
-            verify(path, allowed=FILES, required=REQUIRED, is_quick=has_good)
+            verify(path, allowed=FILES, required=REQUIRED, is_quick=bool(whole))
         except CheckpointError:
             continue
-        has_good = True
-        if kept < keep:
-            kept += 1
-        elif step_of(path) not in protected:
-            remove(path)
-            removed.append(path)
+        whole[step_of(path) or 0] = path
+    kept = {*list(whole)[:keep], *protect(list(whole))}
+    removed = [path for step, path in whole.items() if step not in kept]
+    for path in removed:
+        remove(path)
     return removed
 
 
@@ -258,7 +261,7 @@ class CheckpointWriter:
         try:
             self.last_committed = self._save_or_make_room(copies, state)
             prune(self.folder, keep=self.keep, protect=self.protect)
-        except (CheckpointError, OSError, ValueError) as error:
+        except BaseException as error:  # whatever it is: a thread's end is seen by nobody, and saving would just stop
             self._error = error
 
     def _save_or_make_room(self, copies: dict[str, dict[str, Tensor]], state: CheckpointState) -> Path:
@@ -291,7 +294,8 @@ class CheckpointWriter:
         return room
 
 
-def free_bytes_needed(*parts: Tensors | None, keep: int) -> int:
-    """Room that checkpoints of these tensors take: `keep` of them and the one being written."""
+def free_bytes_needed(*parts: Tensors | None, keep: int, folder: Path) -> int:
+    """Room that checkpoints of these tensors still take: `keep` and the one being written, less those in `folder`."""
     one = sum(tensor.nbytes for tensors in parts for tensor in (tensors or {}).values())
-    return (keep + 1) * one + (1 << 20)
+    there = sum(file.stat().st_size for path in committed_dirs(folder) for file in path.iterdir())
+    return max(one, (keep + 1) * one - there) + (1 << 20)

@@ -153,6 +153,17 @@ def flatten_optimizer(
     return tensors, {"groups": groups, "scalars": scalars}
 
 
+def check_same_parameters(meta: Mapping[str, object], here: list[list[str]]) -> None:
+    """CheckpointError unless an optimizer's saved state is of these groups of parameters, by name."""
+    there: list[list[str]] = [list(group) for group in meta.get("groups", [])]  # pyright: ignore
+    if here != there:
+        differing = sorted({n for group in here for n in group} ^ {n for group in there for n in group})
+        raise CheckpointError(
+            f"the optimizer's state is of other parameters: {len(there)} groups of {sum(map(len, there))} there, "
+            f"{len(here)} of {sum(map(len, here))} here, first that differ: {', '.join(differing[:3]) or 'their order'}"
+        )
+
+
 def restore_optimizer(
     optimizer: torch.optim.Optimizer,
     names: Mapping[str, nn.Parameter],
@@ -165,16 +176,8 @@ def restore_optimizer(
     CheckpointError: it was of other parameters, groups or shapes.
     """
     name_of = {id(parameter): name for name, parameter in names.items()}
-    saved_groups: list = list(meta.get("groups", []))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    check_same_parameters(meta, [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups])
     scalars: dict = dict(meta.get("scalars", {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    here = [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-    there = [list(group) for group in saved_groups]
-    if here != there:
-        differing = sorted({n for group in here for n in group} ^ {n for group in there for n in group})
-        raise CheckpointError(
-            f"the optimizer's state is of other parameters: {len(there)} groups of {sum(map(len, there))} there, "
-            f"{len(here)} of {sum(map(len, here))} here, first that differ: {', '.join(differing[:3]) or 'their order'}"
-        )
     slots: dict[str, dict[str, object]] = {name: dict(values) for name, values in scalars.items()}
     for key, tensor in tensors.items():
         name, _, slot = key.rpartition("/")

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from avlit.batch import AVBatch
 from avlit.checkpoints import Checkpoint
 from avlit.config import OptimizerConfig
-from avlit.inherit import check_base, restore_optimizer, restore_weights
+from avlit.inherit import check_base, check_same_parameters, restore_optimizer, restore_weights
 from avlit.objectives import Losses
 from avlit.randomness import Draws, seed_dropout
 from avlit.ranks import is_distributed
@@ -130,6 +130,7 @@ class AVModule(pl.LightningModule):
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's weights and counters now, and its optimizer once that is built; after `freeze`."""
         check_base(checkpoint, self.base_model)
+        check_same_parameters(checkpoint.state.optimizer, [list(self.trained_parameters)])
         restore_weights(self.model, checkpoint, self.saved_weights())
         self.skipped.fill_(checkpoint.state.counters["skipped"])
         self.skipped_in_a_row.fill_(checkpoint.state.counters["skipped_in_a_row"])

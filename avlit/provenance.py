@@ -10,7 +10,7 @@ from pathlib import Path
 
 from avlit.durable import write_atomically
 from avlit.errors import UserError
-from avlit.settings import as_word, read_yaml
+from avlit.settings import as_word, flatten, read_yaml
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "lightning", "diffusers", "safetensors", "numpy")
@@ -19,10 +19,13 @@ FREE_KEYS = (
     "runs_dir", "data.root", "data.cache_dir", "codecs.*_weights", "model.weights",
     # how they are read, and what is written about them: neither batches nor updates depend on it
     "data.workers", "data.prefetch", "data.max_bad", "data.max_restarts", "data.timeout_s", "train.log_every",
-    "train.max_nonfinite", "train.on_nonfinite", "train.max_roll_backs", "checkpoint.*", "sample.*",
-    "validation.every", "tracking.*",
+    "checkpoint.keep", "checkpoint.keep_every", "checkpoint.best", "sample.*", "validation.every", "tracking.*",
+    # whether training ends, not what it computes as long as it goes on
+    "train.on_nonfinite", "train.max_roll_backs",
 )  # fmt: skip
-"""Config keys that a resume may change without being asked: the training is bit for bit the same."""
+"""Config keys that a resume may change without being asked: each step computes bit for bit the same."""
+ROLL_BACK_KEYS = ("train.max_nonfinite", "checkpoint.every")
+"""Keys that decide at which steps a run is rolled back, and to which; as free where it was not, or will not be."""
 MAX_LISTED = 8
 
 
@@ -93,10 +96,13 @@ def source_digests(recipe_folder: Path) -> dict[str, str]:
 
 def differences(before: Provenance, now: Provenance) -> list[str]:
     """One line for each thing that would change what the run computes; empty where it goes on as it was."""
+    was, is_now = flatten(read_yaml(before.config, "the run")), flatten(read_yaml(now.config, "now"))
+    is_rolled_back = all(flat.get("train.on_nonfinite") == "roll_back" for flat in (was, is_now))
+    free = FREE_KEYS if is_rolled_back else (*FREE_KEYS, *ROLL_BACK_KEYS)
     lines = [
         f"config: {key} was {as_word(old)}, is {as_word(new)}"
-        for key, old, new in _changed(_flat(read_yaml(before.config, "the run")), _flat(read_yaml(now.config, "now")))
-        if not any(fnmatch(key, pattern) for pattern in FREE_KEYS)
+        for key, old, new in _changed(was, is_now)
+        if not any(fnmatch(key, pattern) for pattern in free)
     ]
     files = [
         f"{name} ({'removed' if new is None else 'added' if old is None else 'changed'})"
@@ -127,13 +133,3 @@ def check_unchanged(before: Provenance, now: Provenance, *, run: str, is_allowed
 def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> list[tuple[str, object, object]]:
     names = dict.fromkeys([*before, *now])
     return [(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
-
-
-def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

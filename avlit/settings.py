@@ -294,6 +294,17 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key; an empty mapping stays one."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def read_words(words: Sequence[str]) -> dict[str, str]:
     """`key=value` words as a mapping in their order; ConfigError for any other word and for a key given twice."""
     found: dict[str, str] = {}

@@ -31,6 +31,7 @@ class Checkpointing(pl.Callback):
         self.state = state
         self.num_kept = num_kept
         self.saved_step = -1
+        self.passed_step = -1  # the last one that the callbacks before this one let pass
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, AVModule)
@@ -38,15 +39,19 @@ class Checkpointing(pl.Callback):
         if trainer.is_global_zero:
             weights, average = module.saved_weights(), self.ema.average
             moments = coming_moments(trainer.optimizers[0], module.trained_parameters)
-            check_writable(self.writer.folder, free_bytes_needed(weights, moments, average, keep=self.num_kept))
+            need = free_bytes_needed(weights, moments, average, keep=self.num_kept, folder=self.writer.folder)
+            check_writable(self.writer.folder, need)
             self.writer.reserve(weights=weights, optimizer=moments, ema=average)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(module, AVModule)
+        if not module.has_stepped(trainer, batch_idx):
+            return
         step = module.steps_done(trainer)
-        if module.has_stepped(trainer, batch_idx) and (step == module.total_steps or step % self.every == 0):
+        self.passed_step = step
+        if step == module.total_steps or step % self.every == 0:
             self.save(trainer, module, step)
 
     def save(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
@@ -71,7 +76,7 @@ class Checkpointing(pl.Callback):
             return
         is_between_steps = isinstance(exception, UserError) and trainer.optimizers and trainer.world_size == 1
         step = module.steps_done(trainer)
-        if is_between_steps and step > module.start_step:
+        if is_between_steps and step == self.passed_step:
             self.save(trainer, module, step)
             self.writer.wait()
             tqdm.write(f"Step {step} is saved: a resume goes on from there")

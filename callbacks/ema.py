@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from avlit.checkpoints import Checkpoint
+from avlit.commit import CheckpointError
 from avlit.module import AVModule
 
 
@@ -34,6 +35,8 @@ class EMA(pl.Callback):
         if self.decay and not self.average:
             self.average = {name: p.detach().float().clone() for name, p in module.trained_parameters.items()}
         names = module.trained_parameters if self.average else ()
+        if missing := sorted(set(names) - self.average.keys()):
+            raise CheckpointError(f"the average that was restored lacks {missing[0]}")
         self.average = {name: self.average[name].to(module.device) for name in names}
         # Views that follow the weights: walking through the model at every step costs as much as the average itself.
         self.current = tuple(p.detach() for p in module.trained_parameters.values())
@@ -43,6 +46,8 @@ class EMA(pl.Callback):
         if not self.decay or not checkpoint.has_ema:  # switched off, or switched on since
             return
         saved, here = checkpoint.ema(), self.average
+        if missing := sorted(here.keys() - saved.keys()):
+            raise CheckpointError(f"{checkpoint.path}: the average lacks {missing[0]}")
         for name, tensor in here.items():
             tensor.copy_(saved[name])
         self.average = here or saved
@@ -58,10 +63,6 @@ class EMA(pl.Callback):
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         get_ema_multi_avg_fn(decay)(tuple(self.average.values()), self.current, self.num_updates)
         self.num_updates += 1
-
-    def weights(self, module: AVModule) -> dict[str, Tensor]:
-        """Averaged weights by name; the trained ones when the average is off."""
-        return dict(self.average) if self.decay else {n: p.detach() for n, p in module.trained_parameters.items()}
 
     @contextmanager
     @torch.no_grad()

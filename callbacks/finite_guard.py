@@ -23,10 +23,12 @@ class NonFiniteTrainingError(UserError):
 
 
 class FiniteGuard(pl.Callback):
-    """Looks every `every` steps, and when asked to: `module` counts on the device, and a look waits for it.
+    """Names what was left out every `every` steps and when asked to; acts on too many in a row, at steps of its own.
 
     max_in_a_row: updates left out in a row at which the run stops, or is rolled back where `roll_back` is given (see
-    `RollBack`) and has been used fewer than max_roll_backs times.
+    `RollBack`) and has been used fewer than max_roll_backs times. They are counted on the device; the count is read,
+    which waits for it, at multiples of max_in_a_row and at the end: which steps these are depends on nothing that
+    happens to a run, so that one which was stopped or killed comes to the same decisions.
     """
 
     def __init__(
@@ -55,14 +57,21 @@ class FiniteGuard(pl.Callback):
         step = module.steps_done(trainer)
         self.window.append((step, self.keys, module.skip))
         self.keys = ()
-        if step % self.every == 0 or step == module.total_steps:
-            self.look(trainer, module, step)
+        is_last = step == module.total_steps
+        if is_last or step % self.every == 0:
+            self.name()
+        if is_last or step % self.max_in_a_row == 0:
+            self._act(trainer, module, step)
 
-    def look(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
-        """Name what was left out since the last look, and act on too many in a row. Called on all ranks."""
+    def name(self) -> None:
+        """Name the samples of what was left out since the last time, once. Waits for the device; on all ranks.
+
+        What is saved afterwards owes nobody a name: a resumed run starts without those of the steps before it.
+        """
         if not self.window:
             return
         left_out = torch.stack([skip for _, _, skip in self.window]).tolist()  # the same on all ranks
+        newest, _, _ = self.window[-1]
         bad = [(at, keys) for (at, keys, _), flag in zip(self.window, left_out, strict=True) if flag]
         self.window.clear()
         if not bad:
@@ -71,12 +80,15 @@ class FiniteGuard(pl.Callback):
         keys_of = {at: [key for rank in ranks for key in rank[number]] for number, (at, _) in enumerate(bad)}
         listed = "; ".join(f"step {at}: {', '.join(keys)}" for at, keys in keys_of.items())
         tqdm.write(
-            f"{len(bad)} update(s) up to step {step} were left out: the loss or a gradient was not finite. Weights and "
-            f"moments are unchanged by them. {listed[:MAX_LISTED]}"
+            f"{len(bad)} update(s) up to step {newest} were left out: the loss or a gradient was not finite. Weights "
+            f"and moments are unchanged by them. {listed[:MAX_LISTED]}"
         )
+
+    def _act(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
         in_a_row = int(module.skipped_in_a_row)
         if in_a_row < self.max_in_a_row:
             return
+        self.name()
         told = f"the last {in_a_row} updates were not finite (train.max_nonfinite={self.max_in_a_row})"
         if self.roll_back is None:
             raise NonFiniteTrainingError(
@@ -95,6 +107,14 @@ class FiniteGuard(pl.Callback):
         )
 
 
+def is_sound(state: CheckpointState, *, every: int) -> bool:
+    """Whether a run that saves every `every` steps may be rolled back to it: its last update was finite.
+
+    What was saved besides, because the run was stopped there, an undisturbed one does not have.
+    """
+    return state.step % every == 0 and state.counters.get("skipped_in_a_row") == 0
+
+
 class RollBack:
     """Brings weights, average and moments back to the last checkpoint from before the updates went wrong.
 
@@ -111,14 +131,14 @@ class RollBack:
         self.saving.writer.wait()
         trainer.strategy.barrier()
         folder = self.saving.writer.folder
-        checkpoint, _ = newest_valid(folder, accept=self._is_sound)
+        checkpoint, _ = newest_valid(folder, accept=lambda state: is_sound(state, every=self.saving.every))
         if checkpoint is None:
-            raise NonFiniteTrainingError(f"{folder}: holds no checkpoint from before the updates were not finite")
+            raise NonFiniteTrainingError(
+                f"{folder}: holds no checkpoint from before the updates were not finite whose step is a multiple of "
+                f"checkpoint.every={self.saving.every}"
+            )
         self.restore(trainer, module, checkpoint)
         return checkpoint.step
-
-    def _is_sound(self, state: CheckpointState) -> bool:
-        return state.step % self.saving.every == 0 and not state.counters["skipped_in_a_row"]
 
     def restore(self, trainer: pl.Trainer, module: AVModule, checkpoint: Checkpoint) -> None:
         restore_weights(module.model, checkpoint, module.saved_weights())

@@ -14,7 +14,8 @@ class Samples(pl.Callback):
 
     write: (step, whether it is the last) -> metrics measured on the clips; it samples, writes and reports them, and
     raises StopRequestedError where the run was asked to stop. written: the metrics of a step whose clips are there,
-    None where a stop or a kill prevented them: they are made when the run is resumed. last: the latest metrics.
+    None where a stop or a kill prevented them: they are made when the run is resumed. meet: waits for all ranks.
+    last: the latest metrics.
     """
 
     def __init__(
@@ -24,11 +25,13 @@ class Samples(pl.Callback):
         every: int,
         ema: EMA,
         written: Callable[[int], dict[str, float] | None] = lambda step: None,
+        meet: Callable[[], None] = lambda: None,
     ):
         self.write = write
         self.every = every
         self.ema = ema
         self.written = written
+        self.meet = meet
         self.last: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -50,7 +53,7 @@ class Samples(pl.Callback):
             return
         if trainer.is_global_zero:
             self.last = self._made(module, step, is_last)
-        trainer.strategy.barrier()
+        self.meet()
 
     def _made(self, module: AVModule, step: int, is_last: bool) -> dict[str, float]:
         if (metrics := self.written(step)) is not None:

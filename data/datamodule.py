@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 
 from avlit.batch import AVBatch
 from avlit.errors import UserError
-from data.account import Account
+from data.account import Account, of_rank
 from data.batches import BatchReader, ReaderSettings, collate
 from data.loader import TrainLoader
 from data.order import Mix
@@ -46,7 +46,8 @@ class AVDataModule(LightningDataModule):
     start_step: the step to begin with, which is the whole state of the data. accumulate: micro-batches of a step.
     devices: the number of training processes; an attached trainer's own number and rank take its place.
     max_bad, timeout_s, max_restarts: what is borne of damage and of storage and workers that fail, see `TrainLoader`.
-    counted: what `state()` gave in the run that is resumed, so that the budget of damage goes on where it was.
+    counted: what `state()` gave, of every process, in the run that is resumed, so that the budget of damage goes on
+    where it was.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class AVDataModule(LightningDataModule):
         max_bad: float = 0.001,
         timeout_s: float = 300.0,
         max_restarts: int = 3,
-        counted: Mapping[str, Any] | None = None,
+        counted: Sequence[Mapping[str, Any]] = (),
         group_shards: int = 4,
         pin_memory: bool = False,
     ) -> None:
@@ -91,7 +92,8 @@ class AVDataModule(LightningDataModule):
         self._batch_size, self._text_tokens, self._seed = batch_size, text_tokens, seed
         self._accumulate, self._devices, self._group_shards = accumulate, devices, group_shards
         self._workers, self._prefetch, self._max_bad, self._pin_memory = workers, prefetch, max_bad, pin_memory
-        self._timeout_s, self._max_restarts, self._counted = timeout_s, max_restarts, Account(counted).state()
+        self._timeout_s, self._max_restarts = timeout_s, max_restarts
+        self._counted = [Account(state).state() for state in counted]
         self.steps, self.start_step = steps, start_step
         self.loader: TrainLoader | None = None
 
@@ -123,15 +125,22 @@ class AVDataModule(LightningDataModule):
     @property
     def damaged_count(self) -> int:
         """Readings of this process so far, over resumes, that met a damaged sample and were replaced."""
-        return self.loader.account.replaced if self.loader else self._counted["replaced"]
+        return self.state()["replaced"]
 
     def state(self) -> dict[str, Any]:
-        """This process's account of damage, as JSON values: of the batches handed out and not of those read ahead.
+        """This process's account of damage, as JSON values: of the steps handed out and not of what is read ahead.
 
         The position is no part of it: that is the step, from which a resume starts with `start_step`.
-        For a resume with another number of processes see `data.account.merged`.
         """
-        return self.loader.account.state() if self.loader else self._counted
+        return self.loader.account.state() if self.loader else self._account_before()
+
+    def _account_before(self) -> dict[str, Any]:
+        rank, devices = self._place()
+        return Account(of_rank(self._counted, rank=rank, devices=devices) if self._counted else None).state()
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, self._devices)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the shards; Lightning calls it on every process."""
@@ -139,7 +148,7 @@ class AVDataModule(LightningDataModule):
 
     def reader(self) -> BatchReader:
         """The reader of this process's part of every global batch."""
-        rank, devices = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, self._devices)
+        rank, devices = self._place()
         sizes = self._batch_size if isinstance(self._batch_size, int) else tuple(self._batch_size.items())
         settings = ReaderSettings(
             roots=tuple(str(root) for root in self._roots),
@@ -166,7 +175,7 @@ class AVDataModule(LightningDataModule):
             pin_memory=self._pin_memory,
             timeout_s=self._timeout_s,
             max_restarts=self._max_restarts,
-            counted=self._counted,
+            counted=self._account_before(),
         )
         return self.loader
 

@@ -18,9 +18,8 @@ _ENDLESS = 10**9
 class TrainLoader:
     """Iterates AVBatches of steps start_step … steps - 1, `accumulate` micro-batches each.
 
-    What it yields depends on the reader's settings and `start_step` alone. Its length is that of the whole run, from
-    step 0: Lightning compares it with its own count of batches, which goes on at a resume, and drops a batch at every
-    resume of a loader without a length.
+    What it yields depends on the reader's settings and `start_step` alone. It has a length because Lightning reads a
+    batch ahead, and drops one, of a loader without; that of the whole run, from step 0, is enough to never end early.
 
     workers=0 reads in one thread (files are read and checked outside the interpreter's lock). workers>0 reads in as
     many processes, for machines where decoding takes more than one core.
@@ -67,6 +66,8 @@ class TrainLoader:
             for number in numbers:
                 reading = self._next(ahead, number, limit_s=None if pool else limit_s)
                 self.account.add(reading, max_bad=self._max_bad)
+                if (number + 1) % self._reader.settings.accumulate == 0:
+                    self.account.settle()
                 yield reading.batch
         finally:
             if pool:

@@ -28,12 +28,19 @@ from avlit.checkpoints import (
     prune,
     save_checkpoint,
 )
+from avlit.commands.train import train
 from avlit.commit import CheckpointError, check_writable, step_dir, sweep
+from avlit.config import load_config
 from avlit.inherit import flatten_optimizer, load_weights_into, resolve_weights, restore_optimizer
+from avlit.module import AVModule
 from avlit.runs import create_run
+from avlit.tracking import Tracker
 from callbacks.checkpointing import Checkpointing
 from callbacks.ema import EMA
+from callbacks.heldout import HeldoutLoss
+from tests import kill_fuzz
 from tests.test_module import Poisoned, fit
+from tests.test_resume import only_run, resumed, words
 
 ROOT = Path(__file__).parents[1]
 
@@ -198,6 +205,46 @@ def test_retention_keeps_the_newest_and_the_protected(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000004", "step-00000005"]
     with pytest.raises(ValueError, match=r"checkpoint\.keep=0"):
         prune(tmp_path, keep=0)
+
+
+def test_retention_asks_what_to_protect_among_whole_checkpoints_only(tmp_path: Path) -> None:
+    paths = save(tmp_path, 1, 2, 3, 4, 5)
+    (paths[1] / "state.json").unlink()  # the second
+    weights = bytearray((paths[4] / "weights.safetensors").read_bytes())  # the newest
+    weights[-1] ^= 1
+    (paths[4] / "weights.safetensors").write_bytes(weights)
+    asked: list[int] = []
+
+    def protect(steps: list[int]) -> list[int]:
+        asked.extend(steps)
+        return [min(steps)]
+
+    removed = prune(tmp_path, keep=1, protect=protect)
+    assert asked == [4, 3, 1] and [path.name for path in removed] == ["step-00000003"]
+
+
+def test_a_loss_that_is_not_finite_or_was_not_measured_is_never_the_best_and_hinders_no_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tracker, "_start_sender", Tracker._start_sender)  # put back after the test
+    kill_fuzz.keep_in_spool()
+    losses = {0: 9.0, 2: math.nan, 3: 5.0, 4: 7.0, 5: math.nan, 6: 6.0, 7: -math.inf}
+
+    def measure(self: HeldoutLoss, trainer: pl.Trainer, module: AVModule) -> dict[str, float]:
+        step = module.steps_done(trainer)
+        return {"val/loss/video": losses[step]} if step in losses else {}
+
+    monkeypatch.setattr(HeldoutLoss, "measure", measure)
+    given = ("recipe=mtv_stage1", "sample.count=0", "sample.every=0", "validation.every=1", "checkpoint.keep=1")
+    train(load_config(words(tmp_path, tmp_path / "cache", *given, "train.steps=2")))
+    more = ("train.steps=7", "allow_change=true")
+    assert resumed(tmp_path, "checkpoint.best=val/loss/video", *more) == 0
+
+    checkpoint, skipped = newest_valid(only_run(tmp_path).checkpoints_dir)
+    assert checkpoint is not None and not skipped
+    assert {path.name for path in checkpoint.path.parent.iterdir()} == {"step-00000003", "step-00000007"}
+    kept: Any = checkpoint.state.extra["heldout"]
+    assert math.isnan(kept["2"]["val/loss/video"]) and kept["6"] == {"val/loss/video": 6.0}
 
 
 def test_retention_never_removes_the_last_good_one(tmp_path: Path) -> None:
@@ -366,6 +413,16 @@ def test_an_error_in_the_background_is_raised_by_the_next_call(tmp_path: Path) -
         writer.save(weights=tensors_of(2), state=state_at(2))
     writer.save(weights=tensors_of(2), state=state_at(2))
     assert writer.wait() == step_dir(tmp_path, 2)
+
+
+def test_an_error_of_any_kind_in_the_background_is_raised(tmp_path: Path) -> None:
+    def protect(steps: list[int]) -> list[int]:
+        raise KeyError("val/loss/video")
+
+    writer = CheckpointWriter(tmp_path, keep=2, protect=protect)
+    writer.save(weights=tensors_of(1), state=state_at(1))
+    with pytest.raises(KeyError, match="val/loss/video"):
+        writer.wait()
 
 
 def trained(optimizer: torch.optim.Optimizer, model: nn.Module, steps: range) -> list[Tensor]:

@@ -176,7 +176,7 @@ def test_damage_is_named_and_replaced_by_the_next_position_also_after_a_resume(
     before, after = module(root, max_bad=0.9), None
     for batch in before.train_dataloader():
         if batch.step == 5:
-            after = module(root, max_bad=0.9, start_step=6, counted=json.loads(json.dumps(before.state())))
+            after = module(root, max_bad=0.9, start_step=6, counted=[json.loads(json.dumps(before.state()))])
             break
     assert after is not None
     assert_same(list(after.train_dataloader()), found[6:])
@@ -213,7 +213,7 @@ def test_a_resumed_run_stops_for_damage_where_the_uninterrupted_one_does(root: P
             states.append(before.state())
             if batch.step == start - 1:
                 break
-        resumed = module(root, steps=100, start_step=start, counted=states[-1])
+        resumed = module(root, steps=100, start_step=start, counted=[states[-1]])
         assert stop_of(resumed)[0] == message
         assert resumed.damaged_count <= ALWAYS_ALLOWED  # the batch that was not handed out is not in the account
     forgetful, _ = stop_of(module(root, steps=100, start_step=len(seen)))
@@ -244,7 +244,7 @@ def test_accounts_of_several_processes_are_merged_to_one(root: Path) -> None:
     assert (both["samples"], both["replaced"]) == (one.state()["samples"], one.damaged_count)
     assert sorted(both["damaged"]) == sorted(one.state()["damaged"])
     with pytest.raises(ValueError, match="an account of damage lacks or mistypes 'replaced'"):
-        module(root, counted={"samples": 3})
+        module(root, counted=[{"samples": 3}])
 
 
 # Workers and storage that fail

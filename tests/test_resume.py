@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from avlit.checkpoints import newest_valid
 from avlit.commands import curriculum, resume
@@ -265,7 +266,29 @@ def test_a_changed_config_is_refused_with_the_difference(tmp_path: Path, cache: 
     before = run.config_path.read_text()
     with pytest.raises(UserError, match=message):
         resumed(tmp_path, word)
-    assert run.config_path.read_text() == before and run.record().status in ("stopped", "failed")
+    assert run.config_path.read_text() == before and run.record().status == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.num_layers=2", r"tensors are not in both|of other parameters"),
+        ("model.audio_hidden=32", r"is \[.*\] there, \[.*\] in the model"),
+        ("sample.scheduler=LCMScheduler", r"sample\.scheduler=LCMScheduler"),
+        ("train.accelerator=gpu", r"train\.accelerator=gpu .*not possible on this machine"),
+    ],
+)
+def test_a_change_that_cannot_be_resumed_leaves_the_run_as_it_was(tmp_path: Path, cache: Path, word: str, message: str):
+    if word == "train.accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    run = started(tmp_path, cache)
+    before = run.config_path.read_text(), run.provenance_path.read_text(), run.record()
+    run.update(status="stopped")
+    with pytest.raises(UserError, match=message):
+        resumed(tmp_path, word, "train.steps=3", "allow_change=true")
+    assert (run.config_path.read_text(), run.provenance_path.read_text()) == before[:2]
+    assert run.record().status == "stopped"
+    assert resumed(tmp_path) == 0
 
 
 def test_a_config_file_that_was_edited_is_refused_with_the_difference(tmp_path: Path, cache: Path):

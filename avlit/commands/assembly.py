@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,11 @@ def build_datamodule(
     encoders: Encoders,
     *,
     start_step: int = 0,
-    counted: Mapping[str, Any] | None = None,
+    counted: Sequence[Mapping[str, Any]] = (),
 ) -> AVDataModule:
     """The data module over `roots`, which must have been made with `encoders`.
 
-    start_step, counted: where a resumed run goes on, the step and what the data module's `state()` was.
+    start_step, counted: where a resumed run goes on, the step and what the data module's `state()` was in each process.
     """
     from data.datamodule import AVDataModule
     from data.shards import ShardSet

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from avlit.checkpoints import Checkpoint, CheckpointState, CheckpointWriter
+from avlit.checkpoints import Checkpoint, CheckpointState, CheckpointWriter, load_state
 from avlit.commands.clips import measure_lip_sync, write_clips
-from avlit.commit import CheckpointError
+from avlit.commit import CheckpointError, step_dir
 from avlit.config import Config
 from avlit.durable import write_atomically
 from avlit.module import AVModule
@@ -21,12 +22,12 @@ from avlit.runs import Run
 from avlit.tracking import Tracker
 from callbacks.checkpointing import Checkpointing
 from callbacks.ema import EMA
-from callbacks.finite_guard import FiniteGuard, RollBack
+from callbacks.finite_guard import FiniteGuard, RollBack, is_sound
 from callbacks.heldout import HeldoutLoss
 from callbacks.samples import Samples
 from callbacks.stopping import Stopping
 from callbacks.training_log import TrainingLog
-from data.account import Account, merged
+from data.account import Account
 from data.datamodule import AVDataModule
 from data.encode import Encoders
 
@@ -64,7 +65,7 @@ class CallbackSet:
             waited_s=lambda: datamodule.wait_s,
             num_damaged=lambda: datamodule.damaged_count,
         )
-        self.stopping = Stopping(self._look_and_save)
+        self.stopping = Stopping(self._save)
         self.heldout = HeldoutLoss(
             tracker.log_metrics,
             batches=lambda: datamodule.heldout_batches(config.validation.clips, config.data.batch_size),
@@ -75,14 +76,18 @@ class CallbackSet:
             required=retention.best,
         )
         self.samples = Samples(
-            self._write_samples, every=config.sample.every, ema=self.ema, written=self._written_samples
+            self._write_samples,
+            every=config.sample.every,
+            ema=self.ema,
+            written=self._written_samples,
+            meet=self.stopping.meet,
         )
         self.saving = Checkpointing(
             CheckpointWriter(run.checkpoints_dir, keep=retention.keep, protect=self._protected_steps),
             every=retention.every,
             ema=self.ema,
             state=self._state,
-            num_kept=retention.keep + bool(retention.best),
+            num_kept=retention.keep + bool(retention.best) + 1,  # and one to roll back to
         )
         self.guard = FiniteGuard(
             every=train.log_every,
@@ -103,15 +108,18 @@ class CallbackSet:
 
     def finish(self, trainer: pl.Trainer) -> None:
         """What comes after the last step, for a run that was stopped between the two."""
+        self.module.to(trainer.strategy.root_device)
         self.ema.attach(self.module)
+        self.saving.saved_step = self.module.start_step
         self.heldout.measure_if_due(trainer, self.module, self.module.start_step)
         self.samples.make_if_due(trainer, self.module, self.module.start_step)
+        self.stopping.finish()
 
-    def _look_and_save(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
-        self.guard.look(trainer, module, step)
+    def _save(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
         self.saving.save(trainer, module, step)
 
     def _state(self, step: int) -> CheckpointState:
+        self.guard.name()  # now: a session that goes on from here does not know the samples of the steps before
         return CheckpointState(
             step=step,
             seed=self.config.seed,
@@ -128,23 +136,37 @@ class CallbackSet:
             extra={
                 "log": self.log.state(),
                 "heldout": self.heldout.state(),
-                "data": merged(gather(self.datamodule.state())),
+                "data": gather(self.datamodule.state()),
             },
         )
 
     def _protected_steps(self, steps: list[int]) -> Iterable[int]:
-        """Which of the saved steps are kept besides the newest: every n-th, and the best by a held-out metric."""
-        every, best = self.config.checkpoint.keep_every, self.config.checkpoint.best
-        kept = {step for step in steps if every and step % every == 0}
-        history = self.heldout.history
-        if best and (measured := {step: history[step][best] for step in steps if step in history}):
-            kept.add(min(measured, key=lambda step: (measured[step], step)))
-        return kept
+        """Which of the saved steps are kept besides the newest: every n-th, the best one, the one to roll back to.
+
+        The last also while `train.on_nonfinite` is stop: a run that stopped may be resumed with roll_back.
+        """
+        retention, history = self.config.checkpoint, self.heldout.history
+        kept = {step for step in steps if retention.keep_every and step % retention.keep_every == 0}
+        if retention.best:
+            losses = {step: history.get(step, {}).get(retention.best, math.nan) for step in steps}
+            measured = {step: loss for step, loss in losses.items() if math.isfinite(loss)}
+            kept |= set(sorted(measured, key=lambda step: (measured[step], step))[:1])
+        sound = (step for step in steps if step % retention.every == 0 and self._is_sound(step))
+        return kept | set(islice(sound, 1))
+
+    def _is_sound(self, step: int) -> bool:
+        try:
+            state = load_state(step_dir(self.run.checkpoints_dir, step))
+        except CheckpointError:  # its size is right and its content is not: nothing can go back to it
+            return False
+        return is_sound(state, every=self.config.checkpoint.every)
 
     def _samples_folder(self, step: int) -> Path:
         return self.run.samples_dir / f"step-{step:08d}"
 
     def _written_samples(self, step: int) -> dict[str, float] | None:
+        if step > self.module.start_step:  # of a session that went further than its last save: made again
+            return None
         return read_metrics(self._samples_folder(step) / "metrics.json")
 
     def _write_samples(self, step: int, is_last: bool) -> dict[str, float]:
@@ -170,15 +192,16 @@ def is_resumable(state: CheckpointState) -> bool:
     """True for a state that a session can go on from; CheckpointError says what it lacks."""
     kept: Any = state.extra
     try:
-        Account(kept["data"])
+        _ = [Account(state) for state in kept["data"]]
         counts = [state.counters[name] for name in ("skipped", "skipped_in_a_row", "roll_backs", "ema_updates")]
         sums = [number for rows in kept["log"]["sums"].values() for pair in rows.values() for number in pair]
         measured = [number for metrics in kept["heldout"].values() for number in metrics.values()]
         steps = [int(step) for step in kept["heldout"]]
-        if min([*counts, *steps, kept["log"]["key_hash"]]) < 0 or not all(map(math.isfinite, measured)):
-            raise ValueError("a count is negative, or a held-out loss is not finite")
-        if not all(isinstance(number, int | float) for number in sums):
-            raise TypeError("a sum of the log is not a number")
+        if min([*counts, *steps, kept["log"]["key_hash"]]) < 0:
+            raise ValueError("a count is negative")
+        # They may be NaN: losses of updates that were left out, and of a model that diverged.
+        if not all(isinstance(number, int | float) for number in (*sums, *measured)):
+            raise TypeError("a sum of the log or a held-out loss is not a number")
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"state.json is not of a run that can be resumed: {error!r}") from error
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from contextlib import redirect_stdout
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_roots
-from avlit.config import Config, from_yaml, recipe_folder, to_yaml
+from avlit.config import Config, ConfigError, from_yaml, recipe_folder, to_yaml
+from avlit.errors import UserError
 from avlit.provenance import Provenance, check_unchanged
 from avlit.runs import Run, find_run, hold
 
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
     from avlit.checkpoints import Checkpoint
     from avlit.module import AVModule
     from data.datamodule import AVDataModule
+    from data.encode import Encoders
 
 RUN_VARIABLE = "AVLIT_RUN"
 """Lightning starts further processes by running the command again; this tells them which run they belong to."""
+
+LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Lightning sets these to start further processes and leaves them set; it starts none where it finds them."""
 
 INTERRUPTED, STOPPED = 130, 143
 """Exit statuses. A scheduler's warning (SIGUSR1) ends a run as its SIGTERM does: saved, to be started again."""
@@ -44,149 +50,219 @@ class Outcome:
     exit_status: int = 0
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A session before anything of the run has changed: what is wrong with it has been refused by now.
+
+    checkpoint: what it goes on from. now: what the run is made from. changes: lines on what differs from before.
+    """
+
+    config: Config
+    run: Run
+    module: AVModule
+    datamodule: AVDataModule
+    encoders: Encoders
+    trainer: pl.Trainer
+    checkpoint: Checkpoint | None
+    lineage: tuple[tuple[str, int], ...]
+    now: Provenance
+    changes: tuple[str, ...]
+
+    @property
+    def start_step(self) -> int:
+        return self.checkpoint.step if self.checkpoint else 0
+
+
 def join_session() -> int | None:
     """In a further process of a run, be one of its ranks and return the exit status; None in the first process.
 
-    The status is 0 also where a signal ended the run: Lightning kills the first process when another one fails.
+    The status is 0 also where a signal, or an error of the user's, ended the run: Lightning kills the first process,
+    which may still have something to say, when another one fails.
     """
     path = os.environ.get(RUN_VARIABLE)
     if path is None:
         return None
     run = find_run(Path(path).parent, path)
     config = from_yaml(run.read_config(), source=str(run.config_path))
-    # It says nothing: all that it would say is said by the first.
+    # It says nothing but errors: all else that it would say is said by the first.
     with redirect_stdout(StringIO()):
-        _session(config, run, shard_roots(config), time.perf_counter(), is_first_process=False)
+        try:
+            _train(_prepare(config, run, shard_roots(config), is_resumed=False), is_first_process=False)
+        except UserError as error:
+            print(error, file=sys.stderr)
     return 0
 
 
 def run_session(config: Config, run: Run, *, is_resumed: bool, allow_change: bool = False) -> Outcome:
     """Train `run` as its first process, from its newest valid checkpoint or from the beginning, to the end.
 
-    is_resumed: the run was trained before; what it was made from is then compared, see `avlit.provenance`.
+    is_resumed: the run was trained before; what it was made from is then compared, see `avlit.provenance`, and a
+    refusal leaves the run as it was.
     """
-    started = time.perf_counter()
+    began = time.perf_counter()
     with hold(run):
         roots = shard_roots(config)  # first, so that the corpus is written while torch is imported
-        run.update(status="running")
+        status = run.record().status if is_resumed else "failed"
+        launched = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
         os.environ[RUN_VARIABLE] = str(run.path)
         try:
-            return _session(
-                config, run, roots, started, is_first_process=True, is_resumed=is_resumed, allow_change=allow_change
-            )
+            prepared = _prepare(config, run, roots, is_resumed=is_resumed, allow_change=allow_change)
+            status = "failed"
+            run.update(status="running")
+            prepared.now.write(run.provenance_path)
+            run.write_config(prepared.now.config)
+            print(f"Ready after {time.perf_counter() - began:.1f} s; {describe(prepared.module)}")
+            outcome = _train(prepared, is_first_process=True, is_resumed=is_resumed)
+            status = "stopped" if outcome.exit_status else "finished"
+            return outcome
         except KeyboardInterrupt:
-            run.update(status="stopped")
-            raise
-        except BaseException:
-            run.update(status="failed")
+            status = "stopped"
             raise
         finally:
+            run.update(status=status)
             del os.environ[RUN_VARIABLE]
+            leave_ranks(launched)
 
 
-def _session(
-    config: Config,
-    run: Run,
-    roots: list[Path],
-    started: float,
-    *,
-    is_first_process: bool,
-    is_resumed: bool = True,
-    allow_change: bool = False,
-) -> Outcome:
+def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, allow_change: bool = False) -> Prepared:
     import torch
 
-    from avlit.commands.callback_set import CallbackSet, write_metrics
     from avlit.sampling import build_scheduler
-    from avlit.tracking import Tracker
 
     quieten_lightning()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     checkpoint = newest_checkpoint(run)
     start_step = checkpoint.step if checkpoint else 0
+    trainer = build_trainer(config, run, start_step=start_step)
     encoders = build_encoders(config)
-    # The account of damage is kept for all ranks together; the first goes on with it.
-    counted: Any = checkpoint.state.extra["data"] if checkpoint and is_first_process else None
+    counted: Any = checkpoint.state.extra["data"] if checkpoint else ()
     datamodule = build_datamodule(config, roots, encoders, start_step=start_step, counted=counted)
-    if is_first_process:
-        settle_changes(config, run, datamodule, step=start_step, is_resumed=is_resumed, is_allowed=allow_change)
+    now = made_from(config, datamodule)
+    before = Provenance.read(run.provenance_path, is_damage_allowed=allow_change) if is_resumed else None
+    changes = check_unchanged(before, now, run=run.id, is_allowed=allow_change) if before else []
+    for line in changes:
+        print(f"changed from step {start_step} on (allow_change=true): {line}")
     module = build_module(config, start_step=start_step)
-    build_scheduler(
-        config.sample.scheduler, module.scheduler_settings, steps=config.sample.steps
-    )  # not first at the end
+    # An unsuited sampler must not surface at the end.
+    build_scheduler(config.sample.scheduler, module.scheduler_settings, steps=config.sample.steps)
     lineage = start_weights(module, config, run, checkpoint)
+    return Prepared(
+        config=config,
+        run=run,
+        module=module,
+        datamodule=datamodule,
+        encoders=encoders,
+        trainer=trainer,
+        checkpoint=checkpoint,
+        lineage=lineage,
+        now=now,
+        changes=tuple(changes),
+    )
+
+
+def _train(prepared: Prepared, *, is_first_process: bool, is_resumed: bool = False) -> Outcome:
+    from avlit.commands.callback_set import CallbackSet, write_metrics
+    from avlit.tracking import Tracker
+
+    config, run, module, trainer = prepared.config, prepared.run, prepared.module, prepared.trainer
     tracker = Tracker(
         run,
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
         run_name=config.run_name,
-        tags={"size": config.size, "data": datamodule.data_fingerprint, "lineage": str(list(lineage))},
+        tags={
+            "size": config.size,
+            "data": prepared.datamodule.data_fingerprint,
+            "lineage": str(list(prepared.lineage)),
+        },
         is_resumed=is_resumed,
+        redone_from=prepared.start_step if prepared.changes else None,
         is_active=is_first_process,
     )
-    tracker.log_config(to_yaml(config))
-    callbacks = CallbackSet(
-        config,
-        run,
-        module,
-        datamodule=datamodule,
-        encoders=encoders,
-        tracker=tracker,
-        lineage=lineage,
-        checkpoint=checkpoint,
-    )
-    trainer = build_trainer(config, run, callbacks.in_order(), start_step=start_step)
-    print(f"Ready after {time.perf_counter() - started:.1f} s; {describe(module)}")
+    status, patience_s = "failed", 30.0
     try:
-        if start_step < config.train.steps:
-            trainer.fit(module, datamodule=datamodule)
-        else:
-            module.to("cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
-            callbacks.finish(trainer)
-    except SystemExit as error:  # Lightning's answer to a second Ctrl-C: nothing is waited for
-        tracker.finish("stopped", timeout_s=1)
+        tracker.log_config(prepared.now.config)
+        callbacks = CallbackSet(
+            config,
+            run,
+            module,
+            datamodule=prepared.datamodule,
+            encoders=prepared.encoders,
+            tracker=tracker,
+            lineage=prepared.lineage,
+            checkpoint=prepared.checkpoint,
+        )
+        trainer.callbacks.extend(callbacks.in_order())  # pyright: ignore[reportAttributeAccessIssue] a list, at runtime
+        with callbacks.stopping.handling_signals():
+            if prepared.start_step < config.train.steps:
+                trainer.fit(module, datamodule=prepared.datamodule)
+            else:
+                callbacks.finish(trainer)
+        number = callbacks.stopping.stopped_by
+        status = "finished" if number is None else "stopped"
+    except (SystemExit, KeyboardInterrupt) as error:  # the former is Lightning's answer to a second Ctrl-C
+        status, patience_s = "stopped", 1.0
         raise KeyboardInterrupt from error
     except BaseException:
-        tracker.finish("failed")
-        raise
-    if (number := callbacks.stopping.stopped_by) is not None:
-        tracker.finish("stopped")
         if is_first_process:
-            run.update(status="stopped")
-        print(
-            f"Stopped by {number.name} after step {callbacks.saving.saved_step}, which is saved. "
-            f"`just resume run={run.id}` goes on with it"
+            run.update(status="failed")  # before the tracker is waited for, which may take long
+        raise
+    finally:
+        tracker.finish(status, timeout_s=patience_s)
+    if number is not None:
+        saved = (
+            f"after step {callbacks.saving.saved_step}, which is saved" if callbacks.saving.saved_step else "at step 0"
         )
+        print(f"Stopped by {number.name} {saved}. `just resume run={run.id}` goes on with it")
         return Outcome(run, {}, exit_status=INTERRUPTED if number == signal.SIGINT else STOPPED)
     metrics = summarise(callbacks.heldout.history, callbacks.samples.last, run)
     if is_first_process:
         write_metrics(run.metrics_path, metrics)
-        tracker.finish("finished")
-        run.update(status="finished")  # last: whoever kills the run before finds something left to do
     return Outcome(run, metrics)
 
 
-def build_trainer(config: Config, run: Run, callbacks: list[pl.Callback], *, start_step: int) -> pl.Trainer:
-    """Lightning's trainer for the steps that are left; its own logging, saving and progress bar are off."""
-    import lightning.pytorch as pl
+def leave_ranks(launched: dict[str, str | None]) -> None:
+    """Part from the session's ranks, so that the process's next session starts its own; launched: variables before."""
+    import torch.distributed as dist
 
-    return pl.Trainer(
-        accelerator=config.train.accelerator,
-        devices=config.train.devices,
-        strategy=config.train.strategy,
-        precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
-        max_steps=config.train.steps - start_step,
-        max_epochs=-1,
-        accumulate_grad_batches=config.train.accumulate,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=run.path,
-    )
+    for name, value in launched.items():
+        os.environ.pop(name, None)
+        if value is not None:  # from whoever started this process
+            os.environ[name] = value
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def build_trainer(config: Config, run: Run, *, start_step: int) -> pl.Trainer:
+    """Lightning's trainer for the steps that are left; its own logging, saving and progress bar are off.
+
+    ConfigError: this machine does not have what the config asks for.
+    """
+    import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return pl.Trainer(
+            accelerator=config.train.accelerator,
+            devices=config.train.devices,
+            strategy=config.train.strategy,
+            precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
+            max_steps=config.train.steps - start_step,
+            max_epochs=-1,
+            accumulate_grad_batches=config.train.accumulate,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=run.path,
+        )
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"train.accelerator={config.train.accelerator} train.devices={config.train.devices} "
+            f"train.strategy={config.train.strategy}: not possible on this machine: {error}"
+        ) from error
 
 
 def newest_checkpoint(run: Run) -> Checkpoint | None:
@@ -210,23 +286,16 @@ def newest_checkpoint(run: Run) -> Checkpoint | None:
     return checkpoint
 
 
-def settle_changes(
-    config: Config, run: Run, datamodule: AVDataModule, *, step: int, is_resumed: bool, is_allowed: bool
-) -> None:
-    """Refuse or announce what a resumed run would do differently, and store what it is made from now."""
+def made_from(config: Config, datamodule: AVDataModule) -> Provenance:
+    """What a run of this config is made from now."""
     from avlit.tracking import git_revision
 
-    now = Provenance.now(
+    return Provenance.now(
         to_yaml(config),
         recipe_folder=recipe_folder(config.recipe),
         revision=git_revision().revision,
         data={**datamodule.shards.identity, "fingerprint": datamodule.data_fingerprint},
     )
-    before = Provenance.read(run.provenance_path, is_damage_allowed=is_allowed) if is_resumed else None
-    for line in check_unchanged(before, now, run=run.id, is_allowed=is_allowed) if before else ():
-        print(f"changed from step {step} on (allow_change=true): {line}")
-    now.write(run.provenance_path)
-    run.write_config(now.config)
 
 
 def start_weights(
@@ -236,7 +305,7 @@ def start_weights(
 
     Returns the lineage before this run: (run id, step) of the checkpoints that its first weights descend from.
     """
-    from avlit.inherit import load_weights_into, resolve_weights
+    from avlit.inherit import load_weights_into
 
     if config.model.weights:
         print(f"model.weights: {module.load_released(config.model.weights)}")
@@ -250,11 +319,9 @@ def start_weights(
         return checkpoint.state.lineage[:-1]
     lineage: tuple[tuple[str, int], ...] = ()
     if config.init:
-        # What it began with, if this is not the first session: a run named by `init=` may have moved on since.
-        source = resolve_weights(run.record().init_checkpoint or config.init, runs_dir=Path(config.runs_dir))
+        source = init_source(run, config.init)
         report = load_weights_into(module.model, source, ema=True, base_model=module.base_model)
         lineage = source.state.lineage
-        run.update(init_run=source.state.run or None, init_checkpoint=str(source.path))
         print(f"init={config.init} (a new run from weights, not a resume): {report}")
     elif not config.model.weights:
         print("Starts from scratch: no `init=` and no `model.weights=` given.")
@@ -263,6 +330,26 @@ def start_weights(
     if frozen:
         print(f"{len(frozen)} parameters are frozen (e.g. {frozen[0]})")
     return lineage
+
+
+def init_source(run: Run, init: str) -> Checkpoint:
+    """The checkpoint that `init=` named when the run began: the run that saved it may have moved on since.
+
+    CheckpointError: it is gone, or damaged.
+    """
+    from avlit.checkpoints import load_checkpoint
+    from avlit.commit import CheckpointError
+
+    path = run.init_checkpoint or Path(init)
+    try:
+        if not path.is_dir():
+            raise CheckpointError("it is no longer there: its run was removed, or keeps newer ones (checkpoint.keep)")
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"init={init}: run={run.id} starts from this checkpoint and has saved none of its own, but "
+            f"{str(error).removeprefix(f'{path}: ')}; put it back, or start a new run with `just train`"
+        ) from error
 
 
 def quieten_lightning() -> None:

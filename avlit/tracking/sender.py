@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avlit.runs import Run, RunNotFoundError, find_run, list_runs
-from avlit.tracking.spool import FILES, POINTS, Progress, Session, exclusive, pending_bytes, read_records
+from avlit.tracking.spool import FILES, LARGEST, POINTS, Progress, Session, exclusive, pending_bytes, read_records
 from avlit.tracking.tracker import delivery
 
 if TYPE_CHECKING:
@@ -153,7 +153,10 @@ class Sender:
 
         run_id = self.progress.run
         if "open" in record:
-            self.progress.floor = dict(self.progress.marks) if record["open"]["is_resumed"] else {}
+            marks = self.progress.marks if record["open"]["is_resumed"] else {}
+            redone_from = record["open"]["redone_from"]
+            limit = LARGEST if redone_from is None else redone_from
+            self.progress.floor = {name: min(step, limit) for name, step in marks.items()}
             self.client.update_run(run_id, status="RUNNING")
         elif "tags" in record:
             tags = [RunTag(key, value) for key, value in record["tags"].items()]

@@ -25,7 +25,8 @@ class Session:
     """The first record of every process that logs into a spool: what is being logged, and to where.
 
     store: see `tracker.store_uri`. name: of the MLflow run. parent: id of the run that this one is a part of.
-    created: of the run, as ISO 8601. is_resumed: points of steps that were logged before are repetitions.
+    created: of the run, as ISO 8601. is_resumed: points of steps that were logged before are repetitions, but for those
+    after the step `redone_from`, where one is given: the run was changed there.
     """
 
     store: str
@@ -34,6 +35,7 @@ class Session:
     parent: str | None
     created: str
     is_resumed: bool
+    redone_from: int | None
 
 
 class SpoolWriter:
@@ -160,7 +162,11 @@ def is_session(values: dict[str, object]) -> bool:
     """Whether these are a Session's values."""
     if values.keys() != {item.name for item in fields(Session)} or not isinstance(values["is_resumed"], bool):
         return False
-    texts = [value for name, value in values.items() if name != "is_resumed" and (name, value) != ("parent", None)]
+    redone_from = values["redone_from"]
+    if redone_from is not None and not (type(redone_from) is int and 0 <= redone_from < LARGEST):
+        return False
+    others = [(name, value) for name, value in values.items() if name not in ("is_resumed", "redone_from")]
+    texts = [value for name, value in others if (name, value) != ("parent", None)]
     if not all(isinstance(text, str) for text in texts):
         return False
     try:

@@ -6,7 +6,6 @@ Every point carries the time it was logged, and MLflow's stores keep one row for
 that sending again what may have arrived before a crash doubles nothing.
 """
 
-import hashlib
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 from avlit.errors import UserError
 from avlit.runs import Run
+from avlit.settings import flatten
 from avlit.tracking.spool import FILES, POINTS, Progress, Session, SpoolWriter, pending_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -49,11 +49,6 @@ def git_revision(folder: Path = ROOT) -> GitRevision:
     return GitRevision(answers[0], bool(answers[1]))
 
 
-def config_hash(text: str) -> str:
-    """Sixteen hex digits that stand for a resolved configuration."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def store_uri(uri: str | None) -> str:
     """The store that `tracking.uri` means, independent of the current folder; None is the file mlflow.db in it.
 
@@ -81,8 +76,8 @@ class Tracker:
 
     run: its folder; the MLflow run is found by its id, so a resume goes on in the same one. A run with a parent
     becomes a child of the parent's MLflow run. uri: see `store_uri`. is_resumed: points of steps that were logged
-    before the run stopped are repetitions, and not sent again. is_active: False on all processes but the first:
-    nothing is logged.
+    before the run stopped are repetitions, and not sent again, but for those after `redone_from`, a step from which
+    on the run is trained otherwise than before. is_active: False on all processes but the first: nothing is logged.
     """
 
     def __init__(
@@ -94,6 +89,7 @@ class Tracker:
         run_name: str | None = None,
         tags: Mapping[str, str] | None = None,
         is_resumed: bool = False,
+        redone_from: int | None = None,
         is_active: bool = True,
     ):
         self.run = run
@@ -112,6 +108,7 @@ class Tracker:
             parent=run.parent,
             created=run.created,
             is_resumed=is_resumed,
+            redone_from=redone_from,
         )
         self._points.append({"open": asdict(session)})
         git = git_revision()
@@ -152,7 +149,8 @@ class Tracker:
         """A resolved configuration: its keys as params, and the run's config.yaml as an artifact."""
         import yaml
 
-        self.log_params(_flatten(yaml.safe_load(text) or {}))
+        values = flatten(yaml.safe_load(text) or {})
+        self.log_params({key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in values.items()})
         if self.run.config_path.exists():
             self.log_artifact(self.run.config_path)
 
@@ -234,13 +232,3 @@ def _cut(text: str, length: int) -> str:
         return text
     note = f" … ({len(text)} characters, see config.yaml)"
     return text[: length - len(note)] + note
-
-
-def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list | dict) else value
-    return flat
