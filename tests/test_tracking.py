@@ -398,6 +398,20 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_repeating_steps(st
 
 
 @pytest.mark.usefixtures("unsent")
+def test_what_a_changed_run_does_again_is_a_new_measurement(store: str, tmp_path: Path) -> None:
+    run = create_run(tmp_path, "mtv_stage1")
+    first = Tracker(run, uri=store)
+    log(first, range(10))
+    first.close()
+    changed = Tracker(run, uri=store, is_resumed=True, redone_from=6)  # another learning rate from step 6 on
+    for step in range(5, 9):
+        changed.log_metrics({"train/loss/video": 100.0 + step}, step)
+    changed.close()
+    assert replay(run) == ""
+    assert points(store, "train/loss/video") == sorted([*expected(range(10)), (7, 107.0), (8, 108.0)])
+
+
+@pytest.mark.usefixtures("unsent")
 def test_a_failure_in_the_middle_of_old_and_resumed_points_loses_none(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
