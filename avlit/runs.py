@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -88,6 +88,19 @@ class Run:
         """What is waiting to be sent to MLflow."""
         return self.path / "spool"
 
+    @property
+    def init_checkpoint(self) -> Path | None:
+        """The checkpoint folder whose weights the run started from, where it is now; None: from none.
+
+        Of a run that stands beside this one it is found there: both may have been moved since.
+        """
+        record = self.record()
+        if record.init_checkpoint is None:
+            return None
+        path = Path(record.init_checkpoint)
+        beside = self.path.parent.joinpath(*path.parts[-3:])
+        return beside if path.parts[-3:-1] == (record.init_run, "checkpoints") and beside.is_dir() else path
+
     def record(self) -> RunRecord:
         """run.json as it is now."""
         return _read_record(self.path)
@@ -116,30 +129,52 @@ class Run:
             ) from error
 
 
-def create_run(runs_dir: Path, recipe: str, *, config: str = "", parent: str | None = None) -> Run:
+def create_run(
+    runs_dir: Path,
+    recipe: str,
+    *,
+    config: str = "",
+    parent: str | None = None,
+    init_run: str | None = None,
+    init_checkpoint: str | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Run:
     """A new run folder `<YYYYMMDD-HHMMSS>-<recipe>-<4 hex>` with its resolved config as YAML.
 
-    It appears complete or not at all: a run that exists can be resumed.
+    It appears complete or not at all: a run that exists can be resumed. parent, init_run, init_checkpoint: see
+    RunRecord. files: name -> text of what else belongs to it. UserError: it cannot be made in `runs_dir`.
     """
     if not SAFE_NAME.fullmatch(recipe):
         raise ValueError(
             f"recipe={recipe!r}: a run's folder is named by it, so only letters, digits, _ . and - are allowed"
         )
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    sweep_unfinished(runs_dir)
     now = datetime.now().astimezone()
     while True:
         run_id = f"{now:%Y%m%d-%H%M%S}-{recipe}-{secrets.token_hex(2)}"
         building, path = runs_dir / f".{run_id}", runs_dir / run_id
         if not path.exists():
             break
-    record = RunRecord(id=run_id, recipe=recipe, created=now.isoformat(timespec="microseconds"), parent=parent)
-    for name in ("checkpoints", "samples", "spool"):
-        (building / name).mkdir(parents=True)
-    write_atomically(building / "config.yaml", config)
-    write_atomically(building / RECORD_NAME, _to_json(record))
-    os.rename(building, path)
-    sync_folder(runs_dir)
+    record = RunRecord(
+        id=run_id,
+        recipe=recipe,
+        created=now.isoformat(timespec="microseconds"),
+        parent=parent,
+        init_run=init_run,
+        init_checkpoint=init_checkpoint,
+    )
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        sweep_unfinished(runs_dir)
+        for name in ("checkpoints", "samples", "spool"):
+            (building / name).mkdir(parents=True)
+        for name, text in {**(files or {}), "config.yaml": config, RECORD_NAME: _to_json(record)}.items():
+            write_atomically(building / name, text)
+        os.rename(building, path)
+        sync_folder(runs_dir)
+    except OSError as error:
+        raise UserError(
+            f"runs_dir={runs_dir}: no run can be made there ({error.strerror}); name a folder that can be written to"
+        ) from error
     return _to_run(path, record)
 
 

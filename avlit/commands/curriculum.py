@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from avlit.commands.resume import read_allow_change
-from avlit.commands.session import Outcome, join_session, run_session
-from avlit.commands.train import train
+from avlit.commands.resume import read_allow_change, resume
+from avlit.commands.session import Outcome, join_session
+from avlit.commands.train import settle_init, train
 from avlit.config import Config, ConfigError, curriculum_keys, from_yaml, load_config, to_yaml
-from avlit.durable import write_atomically
 from avlit.runs import Run, create_run, hold, list_runs, stages_of
 from avlit.settings import read_words
 
@@ -20,7 +19,11 @@ PLAN = "curriculum.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """curriculum.json in the parent's folder: the paper, its stages in order, and the words given for all of them."""
+    """curriculum.json in the parent's folder: the paper, its stages in order, and the words given for all of them.
+
+    words: without `runs_dir`, which is wherever the parent is. init: as it was given, the parent's run.json says what
+    it meant.
+    """
 
     paper: str
     stages: tuple[str, ...]
@@ -29,22 +32,25 @@ class Plan:
 
     @classmethod
     def read(cls, run: Run) -> Plan:
-        """What `write` stored. ConfigError: it is damaged, or the stages of the paper are others now."""
+        """What a curriculum began with. ConfigError: it is damaged, or the stages of the paper are others now."""
         try:
             values = json.loads((run.path / PLAN).read_text(encoding="utf-8"))
-            plan = cls(str(values["paper"]), tuple(values["stages"]), tuple(values["words"]), values["init"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            words = tuple(word for word in values["words"] if not word.startswith("runs_dir="))
+            plan = cls(str(values["paper"]), tuple(values["stages"]), words, values["init"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"run={run.id}: {PLAN} cannot be read ({error}); resume its stages one by one") from error
         if plan.stages != (now := tuple(curriculum_keys(plan.paper))):
             raise ConfigError(f"run={run.id}: has the stages {', '.join(plan.stages)}, the paper has {', '.join(now)}")
         return plan
 
-    def write(self, run: Run) -> None:
-        write_atomically(run.path / PLAN, json.dumps(asdict(self), indent=1) + "\n")
+    def to_json(self) -> str:
+        """What `read` reads."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
-    def config(self, stage: str, *, init: str | None) -> Config:
+    def config(self, stage: str, *, runs_dir: Path, init: str | None) -> Config:
         """A stage's config; init: whose weights it starts from."""
-        return load_config([f"recipe={stage}", *self.words, *([f"init={init}"] if init else [])])
+        start = [f"init={init}"] if init else []
+        return load_config([f"recipe={stage}", f"runs_dir={runs_dir}", *self.words, *start])
 
 
 def main(words: Sequence[str]) -> int:
@@ -62,28 +68,42 @@ def main(words: Sequence[str]) -> int:
     if is_new not in ("true", "false"):
         raise ConfigError(f"new={is_new}: must be true or false")
     init = given.pop("init", None)  # of the first stage; the others start from the one before
+    runs_dir = Path(given.pop("runs_dir", Config.runs_dir))
     keys = tuple(curriculum_keys(paper))
     plan = Plan(paper, keys, tuple(f"{key}={value}" for key, value in given.items()), init)
-    configs = [plan.config(key, init=init) for key in keys]  # all are checked before the first trains
-    runs_dir = Path(configs[0].runs_dir)
+    configs = [plan.config(key, runs_dir=runs_dir, init=init) for key in keys]  # all, before the first trains
     if is_new == "false" and (parent := unfinished(runs_dir, plan)):
         print("new=true would start another curriculum instead")
         return resume_curriculum(parent, (), allow_change=allow_change)
-    parent = create_run(runs_dir, f"{paper}_curriculum", config=to_yaml(configs[0]))
-    plan.write(parent)
+    if allow_change:
+        raise ConfigError(
+            "allow_change=true: is for a curriculum that goes on, and this would be a new one; leave it out "
+            f"(none in {runs_dir} is unfinished and of the same words{', or new=true' if is_new == 'true' else ''})"
+        )
+    first, init_run = settle_init(configs[0])
+    parent = create_run(
+        runs_dir,
+        f"{paper}_curriculum",
+        config=to_yaml(first),
+        init_run=init_run,
+        init_checkpoint=first.init,
+        files={PLAN: plan.to_json()},
+    )
     print(f"Curriculum of {paper} in {len(keys)} stages: {', '.join(keys)}. Run {parent.id}")
     return train_stages(parent, plan, is_resumed=False)
 
 
 def unfinished(runs_dir: Path, plan: Plan) -> Run | None:
-    """The newest curriculum with the same words that has not finished."""
+    """The newest curriculum with the same words that has not finished; says which others have not."""
     for run in reversed(list_runs(runs_dir)):
-        if (run.path / PLAN).exists() and run.recipe == f"{plan.paper}_curriculum":
-            is_open = run.record().status != "finished"
-            if is_open and Plan.read(run) == plan:
+        if run.recipe != f"{plan.paper}_curriculum" or run.record().status == "finished":
+            continue
+        try:
+            if Plan.read(run) == plan:
                 return run
-            if is_open:
-                print(f"run={run.id} is unfinished too, of other words; `just resume run={run.id}` goes on with it")
+            print(f"run={run.id} is unfinished too, of other words; `just resume run={run.id}` goes on with it")
+        except ConfigError as error:  # it stands in no other's way
+            print(f"An unfinished curriculum cannot go on: {error}")
     return None
 
 
@@ -107,8 +127,9 @@ def train_stages(parent: Run, plan: Plan, *, is_resumed: bool, allow_change: boo
     """Train what is left of the stages; returns the exit status."""
     from avlit.tracking import open_parent
 
+    runs_dir = parent.path.parent  # all of it may have been moved
     with hold(parent):
-        first = from_yaml(parent.read_config(), source=str(parent.config_path))
+        first = from_yaml(parent.read_config(), words=[f"runs_dir={runs_dir}"], source=str(parent.config_path))
         tracker = open_parent(
             parent,
             uri=first.tracking.uri,
@@ -118,27 +139,26 @@ def train_stages(parent: Run, plan: Plan, *, is_resumed: bool, allow_change: boo
         )
         parent.update(status="running")
         started = {run.recipe: run for run in stages_of(parent)}  # of several the newest
-        status, init = "failed", plan.init
+        status, init = "failed", parent.init_checkpoint or plan.init
         try:
             for number, key in enumerate(plan.stages, start=1):
                 print(f"\n[{number}/{len(plan.stages)}] {key}")
                 run = started.get(key)
                 if run is None:
-                    outcome = train(plan.config(key, init=init), parent=parent.id)
-                    run = outcome.run
+                    outcome = train(
+                        plan.config(key, runs_dir=runs_dir, init=str(init) if init else None), parent=parent.id
+                    )
                 elif run.record().status == "finished":
                     print(f"Finished before, run {run.id}")
                     outcome = Outcome(run, json.loads(run.metrics_path.read_text(encoding="utf-8")))
                 else:
-                    print(f"Resumes {key}, run {run.id} in {run.path}")
-                    config = from_yaml(run.read_config(), source=str(run.config_path))
-                    outcome = run_session(config, run, is_resumed=True, allow_change=allow_change)
+                    outcome = resume(run, (), allow_change=allow_change)
                 if outcome.exit_status:
                     status = "stopped"
                     print(f"`just resume run={parent.id}` goes on with the whole curriculum")
                     return outcome.exit_status
                 tracker.log_metrics(outcome.metrics, number)
-                init = str(run.path)
+                init = outcome.run.path
             status = "finished"
         except KeyboardInterrupt:
             status = "stopped"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from avlit.commands.session import join_session, run_session
-from avlit.config import ConfigError, from_yaml
+from avlit.commands.session import Outcome, join_session, run_session
+from avlit.commit import committed_dirs, step_of
+from avlit.config import Config, ConfigError, from_yaml
 from avlit.runs import Run, find_run
 from avlit.settings import read_words
 
@@ -32,25 +33,46 @@ def main(words: Sequence[str]) -> int:
         from avlit.commands.curriculum import resume_curriculum
 
         return resume_curriculum(run, rest, allow_change=allow_change)
-    return resume(run, rest, allow_change=allow_change)
+    return resume(run, rest, allow_change=allow_change).exit_status
 
 
-def resume(run: Run, words: Sequence[str], *, allow_change: bool = False) -> int:
-    """Go on with a run of one recipe; returns the exit status. ConfigError: there is nothing left of it to train."""
+def resume(run: Run, words: Sequence[str], *, allow_change: bool = False) -> Outcome:
+    """Go on with a run of one recipe. ConfigError: nothing is left of it to train, or a word can change nothing."""
+    text, source = run.read_config(), str(run.config_path)
     here = f"runs_dir={run.path.parent}"  # the folder may have been moved
-    words = [here, *words]
-    config = from_yaml(run.read_config(), words=words, source=str(run.config_path))
-    if run.record().status == "finished":
-        from avlit.commands.session import newest_checkpoint
-
-        checkpoint = newest_checkpoint(run)
-        if checkpoint is None or checkpoint.step >= config.train.steps:
-            raise ConfigError(
-                f"run={run.id}: has finished its {config.train.steps} steps; train.steps=MORE allow_change=true goes "
-                f"on beyond them, `just train init={run.id} …` starts a new run from its weights"
-            )
+    config = from_yaml(text, words=[here, *words], source=source)
+    refuse_settled(run, from_yaml(text, source=source), config)
+    # By the folders' names: what is in them is verified by the session, once it holds the run.
+    done, steps = (
+        max((step_of(path) or 0 for path in committed_dirs(run.checkpoints_dir)), default=0),
+        config.train.steps,
+    )
+    if steps < done:
+        raise ConfigError(
+            f"train.steps={steps}: run={run.id} has done {done} steps, which a resume does not take back; set it to "
+            f"more, or start a new run with `just train`"
+        )
+    if run.record().status == "finished" and done in (0, steps):
+        raise ConfigError(
+            f"run={run.id}: has finished its {steps} steps; train.steps=MORE allow_change=true goes on beyond them, "
+            f"`just train init={run.id} …` starts a new run from its weights"
+        )
     print(f"Resumes {run.recipe}, run {run.id} in {run.path}")
-    return run_session(config, run, is_resumed=True, allow_change=allow_change).exit_status
+    return run_session(config, run, is_resumed=True, allow_change=allow_change)
+
+
+def refuse_settled(run: Run, before: Config, now: Config) -> None:
+    """ConfigError where the words change what was settled when the run began."""
+    if now.run_name != before.run_name:
+        raise ConfigError(
+            f"run_name={now.run_name}: run={run.id} was named when it began, so this has no effect; leave it out, and "
+            "rename it in MLflow's page (`just ui`)"
+        )
+    if now.tracking.experiment != before.tracking.experiment:
+        raise ConfigError(
+            f"tracking.experiment={now.tracking.experiment}: run={run.id} is tracked in {before.tracking.experiment}, "
+            "and another experiment would hold a second MLflow run of it; leave it out"
+        )
 
 
 def read_allow_change(given: dict[str, str]) -> bool:
