@@ -87,7 +87,7 @@ class CallbackSet:
             every=retention.every,
             ema=self.ema,
             state=self._state,
-            num_kept=retention.keep + bool(retention.best) + 1,  # and one to roll back to
+            num_kept=retention.keep + bool(retention.best) + (config.train.on_nonfinite == "roll_back"),
         )
         self.guard = FiniteGuard(
             every=train.log_every,

@@ -375,9 +375,9 @@ def summarise(history: dict[int, dict[str, float]], sampled: dict[str, float], r
         first, last = history[min(history)], history[max(history)]
         metrics |= last
         for name in sorted(last):
-            if name.count("/") == 2:
-                fall = 1 - last[name] / first[name]
-                print(f"{name}: {first[name]:.4f} before the first step, {last[name]:.4f} at the end ({-fall:+.0%})")
+            if name.count("/") == 2 and first.get(name):
+                change = last[name] / first[name] - 1
+                print(f"{name}: {first[name]:.4f} before the first step, {last[name]:.4f} at the end ({change:+.0%})")
     for name, value in sorted(sampled.items()):
         print(f"{name}: {value:.3f}")
     print(f"Checkpoint in {run.checkpoints_dir}, clips in {run.samples_dir}; `just ui` shows the curves")
