@@ -116,18 +116,25 @@ def measure(save: Callable[[], Callable[[], float]]) -> Timing:
     return Timing(blocks_s, durable_s, max(0, resident_bytes("VmHWM") - before))
 
 
+class TimedWriter(CheckpointWriter):
+    """Takes the time between the commit and the removal of what is older."""
+
+    durable_at = 0.0
+
+    def _save_or_make_room(self, copies: dict[str, dict[str, Tensor]], state: CheckpointState) -> Path:
+        path = super()._save_or_make_room(copies, state)
+        self.durable_at = time.perf_counter()
+        return path
+
+
 class OurWriter:
     """A CheckpointWriter of a run that goes on: the first save takes its memory, later ones have it."""
 
     def __init__(self, folder: Path, parts: Parts, *, reserves: bool = False) -> None:
-        self.parts, self.step, self.durable_at = parts, 0, 0.0
-        self.writer = CheckpointWriter(folder, keep=1, protect=self._is_durable)
+        self.parts, self.step = parts, 0
+        self.writer = TimedWriter(folder, keep=1)
         if reserves:
             self.writer.reserve(weights=parts.weights, optimizer=parts.optimizer, ema=parts.ema)
-
-    def _is_durable(self, steps: list[int]) -> list[int]:
-        self.durable_at = time.perf_counter()  # asked between the commit and the removal of what is older
-        return []
 
     def save(self) -> Callable[[], float]:
         self.step += 1
@@ -137,7 +144,7 @@ class OurWriter:
 
     def _finish(self) -> float:
         self.writer.wait()
-        return self.durable_at
+        return self.writer.durable_at
 
 
 def save_file_then_sync(path: Path, write: Callable[[Path], object]) -> Callable[[], float]:
