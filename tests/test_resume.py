@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from avlit.checkpoints import newest_valid
-from avlit.commands import curriculum, resume
+from avlit.commands import curriculum, resume, session
 from avlit.commands.assembly import build_datamodule, build_encoders, shard_roots
+from avlit.commands.session import Outcome
+from avlit.commands.train import main as train_command
 from avlit.commands.train import train
-from avlit.config import Config, load_config
+from avlit.config import Config, from_yaml, load_config
 from avlit.errors import UserError
 from avlit.runs import Run, list_runs
 from avlit.tracking import Tracker
@@ -362,3 +366,179 @@ def test_a_stopped_curriculum_goes_on_by_the_same_words_or_by_resume_and_others_
     with pytest.raises(UserError, match="whose words hold for all stages"):
         parent.update(status="stopped")
         resume.main([f"run={parent.id}", f"runs_dir={tmp_path}/runs", "train.steps=4"])
+
+
+# Curricula and beginnings.
+
+
+SHORT = ("train.steps=1", "sample.count=0", "sample.every=0", "validation.clips=0")
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    """As if a Ctrl-C came once the run of this recipe has its folder."""
+
+    def run_session(config: Config, run: Run, *, is_resumed: bool, allow_change: bool = False) -> Outcome:
+        if run.recipe == recipe:
+            raise KeyboardInterrupt
+        return session.run_session(config, run, is_resumed=is_resumed, allow_change=allow_change)
+
+    for module in ("train", "resume"):
+        monkeypatch.setattr(f"avlit.commands.{module}.run_session", run_session)
+
+
+def test_init_last_is_the_run_before_and_a_wrong_init_leaves_no_run(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = started(tmp_path, cache)
+    given = words(tmp_path, cache, *SHORT)
+    assert train_command(["recipe=mtv_stage1", "init=last", *given]) == 0
+    second = list_runs(tmp_path / "runs")[-1]
+    checkpoint = str(first.checkpoints_dir / "step-00000002")
+    assert (second.record().init_run, second.record().init_checkpoint) == (first.id, checkpoint)
+    assert from_yaml(second.read_config()).init == checkpoint
+    begins, _ = newest_valid(second.checkpoints_dir)
+    assert begins is not None and begins.state.lineage == ((first.id, 2), (second.id, 1))
+
+    for command, recipe in ((train_command, "mtv_stage1"), (curriculum.main, "mtv")):
+        with pytest.raises(UserError, match=r"^init=nowhere: run=nowhere: no such run"):
+            command([f"recipe={recipe}", "init=nowhere", *given])
+    assert list_runs(tmp_path / "runs") == [first, second]
+
+    interrupt_at(monkeypatch, "mtv_stage1")
+    for _ in range(2):  # the second time the last run is another, and the same words go on with the same curriculum
+        with pytest.raises(KeyboardInterrupt):
+            curriculum.main(["recipe=mtv", "init=last", *given])
+    _, _, parent, stage = list_runs(tmp_path / "runs")
+    assert [run.record().init_run for run in (parent, stage)] == [second.id, second.id]
+
+
+def test_a_curriculum_that_was_moved_goes_on_where_it_is(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    given = words(tmp_path, cache, *SHORT)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, "mtv_stage2")
+        with pytest.raises(KeyboardInterrupt):
+            curriculum.main(["recipe=mtv", *given])
+    moved = tmp_path / "elsewhere" / "runs"
+    moved.parent.mkdir()
+    (tmp_path / "runs").rename(moved)
+    interrupt_at(monkeypatch, "mtv_stage3")
+    with pytest.raises(KeyboardInterrupt):
+        resume.main(["run=last", f"runs_dir={moved}"])
+    with pytest.raises(KeyboardInterrupt):  # the same words, and where it is now
+        curriculum.main(["recipe=mtv", *words(tmp_path, cache, *SHORT, f"runs_dir={moved}")])
+    _, *stages = list_runs(moved)
+    assert [stage.recipe for stage in stages] == ["mtv_stage1", "mtv_stage2", "mtv_stage3"]
+    assert not (tmp_path / "runs").exists()
+    assert [stage.record().status for stage in stages[:2]] == ["finished", "finished"]
+    assert from_yaml(stages[2].read_config()).runs_dir == str(moved)
+    checkpoint, _ = newest_valid(stages[1].checkpoints_dir)
+    assert checkpoint is not None and checkpoint.state.lineage == ((stages[0].id, 1), (stages[1].id, 1))
+
+
+def test_the_folder_of_a_curriculum_appears_with_its_plan(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def die(folder: Path) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr("avlit.runs.sync_folder", die)  # the first thing after the folder has its name
+        curriculum.main(["recipe=mtv", *words(tmp_path, cache, *SHORT)])
+    parent = only_run(tmp_path)
+    interrupt_at(monkeypatch, "mtv_stage1")
+    with pytest.raises(KeyboardInterrupt):
+        resumed(tmp_path)
+    assert [run.parent for run in list_runs(tmp_path / "runs")] == [None, parent.id]
+
+
+def test_a_curriculum_that_cannot_go_on_stands_in_no_others_way(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    given = ["recipe=mtv", *words(tmp_path, cache, *SHORT)]
+    monkeypatch.setattr(curriculum, "train_stages", lambda *arguments, **options: 0)
+    for number, damage in enumerate(("[]", '{"paper"', '{"words": [1], "stages": [], "paper": "mtv", "init": null}')):
+        assert curriculum.main(given) == 0
+        newest = list_runs(tmp_path / "runs")[-1]
+        assert len(list_runs(tmp_path / "runs")) == number + 1
+        (newest.path / "curriculum.json").write_text(damage)
+    assert curriculum.main(given) == 0
+    plan = list_runs(tmp_path / "runs")[-1].path / "curriculum.json"
+    plan.write_text(plan.read_text().replace("mtv_stage5", "mtv_stage6"))
+    capsys.readouterr()
+    assert curriculum.main(given) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("curriculum.json cannot be read") == 3
+    assert "has the stages mtv_stage1, mtv_stage2, mtv_stage3, mtv_stage4, mtv_stage6, the paper has" in printed
+    for new in (["new=true"], ["seed=1"]):
+        with pytest.raises(UserError, match="allow_change=true: is for a curriculum that goes on"):
+            curriculum.main([*given, *new, "allow_change=true"])
+    assert len(list_runs(tmp_path / "runs")) == 5
+    assert curriculum.main([*given, "allow_change=true"]) == 0
+    assert len(list_runs(tmp_path / "runs")) == 5
+
+
+def test_stages_of_a_curriculum_on_two_ranks_follow_each_other(tmp_path: Path, cache: Path):
+    two_ranks = [*SHORT, "train.devices=2", "train.strategy=ddp"]
+    command = Command(tmp_path, "curriculum", "recipe=mtv", *words(tmp_path, cache, *two_ranks))
+    stages: list[Run] = []
+    while len(stages) < 3 and command.process.poll() is None:
+        time.sleep(0.05)
+        stages = [run for run in list_runs(tmp_path / "runs") if run.parent]
+    if command.process.poll() is None:
+        os.killpg(command.process.pid, signal.SIGKILL)  # two of five are enough
+    command.end()
+    assert len(stages) == 3, command.printed()
+    assert [stage.record().status for stage in stages[:2]] == ["finished", "finished"]
+    checkpoint, _ = newest_valid(stages[1].checkpoints_dir)
+    assert checkpoint is not None and checkpoint.state.lineage == ((stages[0].id, 1), (stages[1].id, 1))
+
+
+def test_what_lightning_leaves_of_its_ranks_goes_and_what_a_launcher_set_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in session.LAUNCH_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    before = {name: os.environ.get(name) for name in session.LAUNCH_VARIABLES}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    for name in session.LAUNCH_VARIABLES:
+        os.environ[name] = "0"
+    session.leave_ranks(before)
+    assert {name: os.environ.get(name) for name in session.LAUNCH_VARIABLES} == before
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_run_whose_first_weights_are_gone_or_damaged_says_so(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, is_gone: bool
+):
+    source = started(tmp_path, cache).checkpoints_dir / "step-00000002"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patched, "mtv_stage2")
+        train(load_config(words(tmp_path, cache, "recipe=mtv_stage2", "init=last", *SHORT)))
+    if is_gone:
+        shutil.rmtree(source)
+    else:
+        (source / "weights.safetensors").write_bytes(b"")
+    reason = "it is no longer there" if is_gone else r"weights\.safetensors has 0 bytes"
+    with pytest.raises(UserError, match=rf"init={source}: run=.*mtv_stage2.* starts from this checkpoint .*{reason}"):
+        resumed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("train.steps=1", r"train\.steps=1: run=.* has done 2 steps, which a resume does not take back"),
+        ("run_name=other", "run_name=other: run=.* was named when it began"),
+        ("tracking.experiment=other", r"tracking\.experiment=other: run=.* is tracked in avlit"),
+        ("train.steps=2", "has finished its 2 steps"),
+    ],
+)
+def test_what_a_resume_cannot_change_is_refused_before_the_run_is_touched(
+    tmp_path: Path, cache: Path, word: str, message: str
+):
+    run = started(tmp_path, cache)
+    (run.checkpoints_dir / "step-00000003.tmp-1").mkdir()  # what another process may be writing
+    before = {path: path.read_bytes() for path in run.path.rglob("*.*") if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        resumed(tmp_path, word, "allow_change=true")
+    assert {path: path.read_bytes() for path in run.path.rglob("*.*") if path.is_file()} == before
+    assert (run.checkpoints_dir / "step-00000003.tmp-1").is_dir()

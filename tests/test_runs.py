@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from avlit.__main__ import main
+from avlit.errors import UserError
 from avlit.runs import RunBusyError, RunNotFoundError, create_run, find_run, hold, list_runs
 
 
@@ -107,3 +108,30 @@ def test_a_curriculum_without_a_readable_config_is_one_message(
     for words in (["resume", "run=last"], ["curriculum", "recipe=mtv"]):
         assert main([*words, f"runs_dir={tmp_path}"]) == 2
         assert f"run={run.id}: {run.config_path} cannot be read (No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("runs_dir", ["/proc/nothing", "file", "file/runs"])
+def test_runs_that_cannot_be_made_name_their_folder(tmp_path: Path, runs_dir: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=rf"^runs_dir=.*{runs_dir}: no run can be made there \("):
+        create_run(tmp_path / runs_dir, "mtv_stage1")
+
+
+def test_the_weights_a_run_began_with_are_found_beside_it_after_a_move_and_elsewhere_where_they_were(
+    tmp_path: Path,
+) -> None:
+    source = create_run(tmp_path / "runs", "mtv_stage1")
+    checkpoint, outside = source.checkpoints_dir / "step-00000002", tmp_path / "released" / "step-00000002"
+    checkpoint.mkdir()
+    runs = [
+        create_run(tmp_path / "runs", "mtv_stage2", init_run=source.id, init_checkpoint=str(path))
+        for path in (checkpoint, outside)
+    ]
+    assert [run.init_checkpoint for run in (source, *runs)] == [None, checkpoint, outside]
+
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = [find_run(tmp_path / "moved", run.id) for run in runs]
+    assert [run.init_checkpoint for run in moved] == [
+        tmp_path / "moved" / source.id / "checkpoints" / "step-00000002",
+        outside,
+    ]
