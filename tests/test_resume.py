@@ -447,6 +447,9 @@ def test_the_folder_of_a_curriculum_appears_with_its_plan(tmp_path: Path, cache:
     with pytest.raises(KeyboardInterrupt):
         resumed(tmp_path)
     assert [run.parent for run in list_runs(tmp_path / "runs")] == [None, parent.id]
+    (parent.path / "curriculum.json").unlink()
+    with pytest.raises(UserError, match=r"a curriculum whose curriculum\.json is gone cannot go on as a whole"):
+        resume.main([f"run={parent.path}"])
 
 
 def test_a_curriculum_that_cannot_go_on_stands_in_no_others_way(

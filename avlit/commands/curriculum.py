@@ -76,9 +76,9 @@ def main(words: Sequence[str]) -> int:
         print("new=true would start another curriculum instead")
         return resume_curriculum(parent, (), allow_change=allow_change)
     if allow_change:
+        reason = f"none in {runs_dir} is unfinished and of the same words" if is_new == "false" else "new=true"
         raise ConfigError(
-            "allow_change=true: is for a curriculum that goes on, and this would be a new one; leave it out "
-            f"(none in {runs_dir} is unfinished and of the same words{', or new=true' if is_new == 'true' else ''})"
+            f"allow_change=true: is for a curriculum that goes on, and this is a new one ({reason}); leave it out"
         )
     first, init_run = settle_init(configs[0])
     parent = create_run(

@@ -42,15 +42,18 @@ def resume(run: Run, words: Sequence[str], *, allow_change: bool = False) -> Out
     here = f"runs_dir={run.path.parent}"  # the folder may have been moved
     config = from_yaml(text, words=[here, *words], source=source)
     refuse_settled(run, from_yaml(text, source=source), config)
+    if config.recipe != run.recipe:
+        raise ConfigError(
+            f"run={run.id}: {run.config_path} is of recipe={config.recipe}; a curriculum whose curriculum.json is gone "
+            "cannot go on as a whole, resume its stages one by one"
+        )
+    steps = config.train.steps
     # By the folders' names: what is in them is verified by the session, once it holds the run.
-    done, steps = (
-        max((step_of(path) or 0 for path in committed_dirs(run.checkpoints_dir)), default=0),
-        config.train.steps,
-    )
+    done = max((step_of(path) or 0 for path in committed_dirs(run.checkpoints_dir)), default=0)
     if steps < done:
         raise ConfigError(
             f"train.steps={steps}: run={run.id} has done {done} steps, which a resume does not take back; set it to "
-            f"more, or start a new run with `just train`"
+            "that or more, or start a new run with `just train`"
         )
     if run.record().status == "finished" and done in (0, steps):
         raise ConfigError(
