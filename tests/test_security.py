@@ -310,7 +310,7 @@ KEPT: dict[str, Any] = {
     "extra": {
         "log": {"sums": {"video": {"": [float("nan"), 1.0]}}, "key_hash": 3},
         "heldout": {"0": {"val/loss/video": 1.0}},
-        "data": {"samples": 8, "replaced": 1, "damaged": [["a.tar", "k", "short"]]},
+        "data": [{"samples": 8, "replaced": 1, "num_processes": 1, "damaged": [["a.tar", "k", "short"]]}],
     },
 }
 
@@ -331,8 +331,9 @@ KEPT: dict[str, Any] = {
         ("extra", {"heldout": {"0": 3}}),
         ("extra", {"data": None}),
         ("extra", {"data": {"samples": 8}}),
-        ("extra", {"data": {"samples": float("inf"), "replaced": 1, "damaged": []}}),
-        ("extra", {"data": {"samples": 8, "replaced": 1, "damaged": [["a"]]}}),
+        ("extra", {"data": [{"samples": 8}]}),
+        ("extra", {"data": [{"samples": float("inf"), "replaced": 1, "num_processes": 1, "damaged": []}]}),
+        ("extra", {"data": [{"samples": 8, "replaced": 1, "num_processes": 1, "damaged": [["a"]]}]}),
     ],
     ids=str,
 )

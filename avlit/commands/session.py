@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RUN_VARIABLE = "AVLIT_RUN"
 """Lightning starts further processes by running the command again; this tells them which run they belong to."""
 
-LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCH_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
 """Lightning sets these to start further processes and leaves them set; it starts none where it finds them."""
 
 INTERRUPTED, STOPPED = 130, 143
@@ -132,6 +132,7 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
     quieten_lightning()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+        os.environ["OMP_NUM_THREADS"] = str(config.train.threads)  # Lightning would set both, where there are ranks
     checkpoint = newest_checkpoint(run)
     start_step = checkpoint.step if checkpoint else 0
     trainer = build_trainer(config, run, start_step=start_step)
