@@ -84,3 +84,69 @@ def wav2vec2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"do_normalize": True, "sampling_rate": 16000, "feature_extractor_type": "Wav2Vec2FeatureExtractor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def save_wan_vae(folder: Path, **settings: Any) -> None:
+    """A tiny AutoencoderKLWan; latents_mean and latents_std are random, one for each of `z_dim` channels."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    stats = {
+        "latents_mean": torch.randn(settings["z_dim"]).tolist(),
+        "latents_std": (0.5 + torch.rand(settings["z_dim"])).tolist(),
+    }
+    AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **stats, **settings).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def wan21_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with `vae/` as Wan 2.1 is released, whose config states no factors."""
+    folder = tmp_path_factory.mktemp("Wan2.1")
+    save_wan_vae(folder / "vae", z_dim=4)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    for name in ("is_residual", "in_channels", "out_channels", "patch_size", "decoder_base_dim",
+                 "scale_factor_temporal", "scale_factor_spatial"):  # fmt: skip
+        del config[name]
+    (folder / "vae" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wan22_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with `vae/`, `text_encoder/` and `tokenizer/`, as Wan2.2-TI2V-5B is released."""
+    import torch
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    folder = tmp_path_factory.mktemp("Wan2.2")
+    save_wan_vae(
+        folder / "vae", z_dim=6, decoder_base_dim=16, patch_size=2, in_channels=12, out_channels=12, is_residual=True,
+        scale_factor_spatial=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 160, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    UMT5EncoderModel(UMT5Config(**sizes)).save_pretrained(folder / "text_encoder")
+    path = folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))  # as released
+    save_tokenizer(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mmaudio_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with `audio_vae/` and `vocoder/`: the released spectrogram and rates, few channels."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_mmaudio import MMAudioVAE
+    from diffusers.models.autoencoders.mmaudio_vocoder import MMAudioVocoder
+
+    folder = tmp_path_factory.mktemp("MMAudio")
+    torch.manual_seed(0)
+    vae: Any = MMAudioVAE(hidden_channels=8, channel_multipliers=(1, 1), layers_per_block=1)
+    torch.nn.init.constant_(vae.vae.data_mean, -5.0)
+    torch.nn.init.constant_(vae.vae.data_std, 2.5)
+    torch.nn.init.constant_(vae.vae.encoder.learnable_gain, 0.5)  # released ones are not 0, which the class starts at
+    vae.save_pretrained(folder / "audio_vae")
+    MMAudioVocoder(
+        upsample_initial_channel=64, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 3),)
+    ).save_pretrained(folder / "vocoder")
+    return folder

@@ -8,23 +8,27 @@ from avlit.codecs import AudioCodec, TextEncoder, TrackEncoder, VideoCodec
 from avlit.codecs.embedded_audio import EmbeddedAudioCodec, EmbeddedTrackEncoder
 from avlit.codecs.embedded_text import EmbeddedTextEncoder
 from avlit.codecs.embedded_video import EmbeddedVideoCodec
+from avlit.codecs.mmaudio import MMAudioCodec
 from avlit.codecs.pretrained import CogVideoXCodec, T5Encoder, Wav2Vec2Encoder
+from avlit.codecs.wan import UMT5Encoder, WanCodec
 from avlit.errors import UserError
 
-VIDEO_CODECS = ("embedded", "cogvideox")
+VIDEO_CODECS = ("embedded", "cogvideox", "wan")
 TRACK_ENCODERS = ("embedded", "wav2vec2")
-TEXT_ENCODERS = ("embedded", "t5")
-AUDIO_CODECS = ("embedded",)
+TEXT_ENCODERS = ("embedded", "t5", "umt5")
+AUDIO_CODECS = ("embedded", "mmaudio")
 
 
 def build_video_codec(
     name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> VideoCodec:
-    """`embedded`, or `cogvideox` from a diffusers `folder` with `vae/`; device and dtype place its weights."""
+    """`embedded`, or `cogvideox` or `wan` from a diffusers `folder` with `vae/`; device and dtype place its weights."""
     if name == "embedded":
         return EmbeddedVideoCodec()
     if name == "cogvideox":
         return CogVideoXCodec(_folder("video", name, folder), device=device, dtype=dtype)
+    if name == "wan":
+        return WanCodec(_folder("video", name, folder), device=device, dtype=dtype)
     raise _unknown("codecs.video", name, VIDEO_CODECS)
 
 
@@ -40,19 +44,23 @@ def build_track_encoder(name: str, folder: Path | str | None = None, *, device: 
 def build_text_encoder(
     name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TextEncoder:
-    """`embedded`, or `t5` from a diffusers `folder` with `text_encoder/` and `tokenizer/`."""
+    """`embedded`, or `t5` or `umt5` from a diffusers `folder` with `text_encoder/` and `tokenizer/`."""
     if name == "embedded":
         return EmbeddedTextEncoder()
     if name == "t5":
         return T5Encoder(_folder("text", name, folder), device=device, dtype=dtype)
+    if name == "umt5":
+        return UMT5Encoder(_folder("text", name, folder), device=device, dtype=dtype)
     raise _unknown("codecs.text", name, TEXT_ENCODERS)
 
 
-def build_audio_codec(name: str) -> AudioCodec:
-    """`embedded`; the codecs of sound-generating recipes come with those recipes."""
+def build_audio_codec(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> AudioCodec:
+    """`embedded`, or `mmaudio` from a diffusers `folder` with `audio_vae/` and `vocoder/`."""
     if name == "embedded":
         return EmbeddedAudioCodec()
-    raise _unknown("audio codec", name, AUDIO_CODECS)
+    if name == "mmaudio":
+        return MMAudioCodec(_folder("audio", name, folder), device=device)
+    raise _unknown("codecs.audio", name, AUDIO_CODECS)
 
 
 def _folder(kind: str, name: str, folder: Path | str | None) -> Path:

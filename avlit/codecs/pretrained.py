@@ -29,7 +29,7 @@ LEADS_ELSEWHERE = {
     "compression_config": "makes other weights of those in the folder, with code of its own",
     "transformers_weights": "names another file of weights",
 }
-"""Keys of a config.json that no release has which is read here, and why they are refused: see `_model_folder`."""
+"""Keys of a config.json that no release has which is read here, and why they are refused: see `model_folder`."""
 
 
 class CogVideoXCodec:
@@ -40,14 +40,14 @@ class CogVideoXCodec:
     """
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self._source, config = _model_folder(
+        self._source, config = model_folder(
             "codecs.video_weights", folder / "vae", "_class_name", ("AutoencoderKLCogVideoX",)
         )
         self._device, self._dtype = device, dtype
         for name in ("latent_channels", "temporal_compression_ratio", "block_out_channels", "scaling_factor"):
             if name not in config:
                 raise UserError(f"codecs.video_weights: {self._source / 'config.json'} lacks {name}; download it again")
-        with _as_user_error(f"codecs.video_weights: {self._source / 'config.json'} is not of a CogVideoX VAE"):
+        with as_user_error(f"codecs.video_weights: {self._source / 'config.json'} is not of a CogVideoX VAE"):
             self.channels: int = int(config["latent_channels"])
             self.temporal_factor: int = int(config["temporal_compression_ratio"])
             self.spatial_factor: int = 2 ** (len(config["block_out_channels"]) - 1)
@@ -56,13 +56,13 @@ class CogVideoXCodec:
                 raise ValueError(
                     f"temporal_compression_ratio={self.temporal_factor}, scaling_factor={self.scaling_factor}"
                 )
-        self.identity = f"AutoencoderKLCogVideoX-{fingerprint(_model_files(self._source))}"
+        self.identity = f"AutoencoderKLCogVideoX-{fingerprint(model_files(self._source))}"
 
     @cached_property
     def _vae(self) -> Any:
         from diffusers.models.autoencoders.autoencoder_kl_cogvideox import AutoencoderKLCogVideoX
 
-        vae = _load("codecs.video_weights", AutoencoderKLCogVideoX, self._source, self._dtype).to(self._device)
+        vae = load_model("codecs.video_weights", AutoencoderKLCogVideoX, self._source, self._dtype).to(self._device)
         vae.enable_slicing()  # one clip at a time: the memory of one, the same numbers
         return vae
 
@@ -103,38 +103,24 @@ class T5Encoder:
     max_tokens = 226
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        self._source, _ = _model_folder(
+        self._source, _ = model_folder(
             "codecs.text_weights", folder / "text_encoder", "architectures", ("T5EncoderModel",)
         )
-        words = folder / "tokenizer"
-        tokenizer_files = sorted(path for path in words.glob("*") if path.is_file())
-        if not tokenizer_files:
-            raise UserError(f"codecs.text_weights: {words} is missing or empty; expected T5's tokenizer (spiece.model)")
 
-        from transformers import T5Config, T5Tokenizer
+        from transformers import T5Config
 
-        with _as_user_error(f"codecs.text_weights: {self._source / 'config.json'} cannot be read as T5Config"):
+        with as_user_error(f"codecs.text_weights: {self._source / 'config.json'} cannot be read as T5Config"):
             config = T5Config.from_pretrained(self._source, local_files_only=True)
-        # The class itself, not AutoTokenizer: that one offers to run code which the folder names.
-        with _as_user_error(f"codecs.text_weights: {words} cannot be read as T5Tokenizer"):
-            self._tokenizer = T5Tokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
-            self._tokenizer("", padding="max_length", max_length=1)  # fails where there is no token to pad with
-        if len(self._tokenizer) > config.vocab_size:
-            raise UserError(
-                f"codecs.text_weights: the tokenizer in {words} has {len(self._tokenizer)} tokens, the model "
-                f"in {self._source} knows {config.vocab_size}; expected the two of one release"
-            )
+        self._tokenizer, words = load_tokenizer(folder / "tokenizer", model=self._source, vocab_size=config.vocab_size)
         self.dim: int = config.d_model
         self._device, self._dtype = device, dtype
-        self.identity = (
-            f"T5EncoderModel-{self.max_tokens}-{fingerprint([*_model_files(self._source), *tokenizer_files])}"
-        )
+        self.identity = f"T5EncoderModel-{self.max_tokens}-{fingerprint([*model_files(self._source), *words])}"
 
     @cached_property
     def _model(self) -> Any:
         from transformers import T5EncoderModel
 
-        return _load("codecs.text_weights", T5EncoderModel, self._source, self._dtype).to(self._device)
+        return load_model("codecs.text_weights", T5EncoderModel, self._source, self._dtype).to(self._device)
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
@@ -157,11 +143,11 @@ class Wav2Vec2Encoder:
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         released = ("Wav2Vec2Model", "Wav2Vec2ForCTC", "Wav2Vec2ForPreTraining")
-        self._source, _ = _model_folder("codecs.audio_weights", folder, "architectures", released)
+        self._source, _ = model_folder("codecs.audio_weights", folder, "architectures", released)
 
         from transformers import Wav2Vec2Config
 
-        with _as_user_error(f"codecs.audio_weights: {self._source / 'config.json'} cannot be read as Wav2Vec2Config"):
+        with as_user_error(f"codecs.audio_weights: {self._source / 'config.json'} cannot be read as Wav2Vec2Config"):
             config = Wav2Vec2Config.from_pretrained(self._source, local_files_only=True)
             self._shortest = 1  # samples that give one feature of the convolutions
             for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
@@ -169,14 +155,14 @@ class Wav2Vec2Encoder:
         self._device, self._normalise = device, _reads_normalised(self._source, self.rate_hz)
         self.layers: int = config.num_hidden_layers
         self.dim: int = config.hidden_size
-        self.identity = f"Wav2Vec2Model-{fingerprint(_model_files(self._source))}"
+        self.identity = f"Wav2Vec2Model-{fingerprint(model_files(self._source))}"
 
     @cached_property
     def _model(self) -> Any:
         from transformers import Wav2Vec2Model
 
         unused = ("masked_spec_embed",)  # never used outside of training, and left out of some releases
-        return _load("codecs.audio_weights", Wav2Vec2Model, self._source, torch.float32, unused).to(self._device)
+        return load_model("codecs.audio_weights", Wav2Vec2Model, self._source, torch.float32, unused).to(self._device)
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, *, num_frames: int) -> Tensor:
@@ -215,11 +201,11 @@ def fingerprint(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _model_files(source: Path) -> list[Path]:
+def model_files(source: Path) -> list[Path]:
     return [source / "config.json", *sorted(source.glob("*.safetensors"))]
 
 
-def _model_folder(key: str, source: Path, field: str, expected: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
+def model_folder(key: str, source: Path, field: str, expected: tuple[str, ...]) -> tuple[Path, dict[str, Any]]:
     """`source` and its config.json, which must name an expected class; the folder must have safetensors weights.
 
     Nothing in it may lead the loaders to code or to weights outside the files that the fingerprint covers.
@@ -267,7 +253,7 @@ def _read_json(key: str, path: Path, wanted: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _as_user_error(message: str) -> Iterator[None]:
+def as_user_error(message: str) -> Iterator[None]:
     """Inside, whatever the libraries raise for a folder that is not as released becomes `message: reason`."""
     from huggingface_hub.errors import StrictDataclassError
 
@@ -282,9 +268,9 @@ def _as_user_error(message: str) -> Iterator[None]:
         raise UserError(f"{message}: {error}; download the folder again, or give another one") from error
 
 
-def _load(key: str, model_class: Any, source: Path, dtype: torch.dtype, may_lack: tuple[str, ...] = ()) -> Any:
+def load_model(key: str, model_class: Any, source: Path, dtype: torch.dtype, may_lack: tuple[str, ...] = ()) -> Any:
     """The model with every one of its weights from the folder, frozen; weights of other heads there are not its own."""
-    with _as_user_error(f"{key}: the weights in {source} cannot be read as {model_class.__name__}"):
+    with as_user_error(f"{key}: the weights in {source} cannot be read as {model_class.__name__}"):
         model, report = model_class.from_pretrained(
             source, use_safetensors=True, local_files_only=True, output_loading_info=True, torch_dtype=dtype
         )
@@ -295,6 +281,26 @@ def _load(key: str, model_class: Any, source: Path, dtype: torch.dtype, may_lack
             f"({', '.join(missing[:3])}), {len(report['mismatched_keys'])} of other shapes"
         )
     return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(folder: Path, *, model: Path, vocab_size: int) -> tuple[Any, list[Path]]:
+    """The tokenizer of a T5 model (v1.1, umT5) and the files in `folder`; `model`, its folder, knows `vocab_size`."""
+    files = sorted(path for path in folder.glob("*") if path.is_file())
+    if not files:
+        raise UserError(f"codecs.text_weights: {folder} is missing or empty; expected T5's tokenizer (spiece.model)")
+
+    from transformers import T5Tokenizer
+
+    # The class itself, not AutoTokenizer: that one offers to run code which the folder names.
+    with as_user_error(f"codecs.text_weights: {folder} cannot be read as T5Tokenizer"):
+        tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("", padding="max_length", max_length=1)  # fails where there is no token to pad with
+    if len(tokenizer) > vocab_size:
+        raise UserError(
+            f"codecs.text_weights: the tokenizer in {folder} has {len(tokenizer)} tokens, the model in {model} knows "
+            f"{vocab_size}; expected the two of one release"
+        )
+    return tokenizer, files
 
 
 def _reads_normalised(source: Path, rate_hz: int) -> bool:
