@@ -31,7 +31,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def split_heads(x: Tensor, heads: int, norm: Stock) -> Tensor:
     """[B, S, D] -> normalised heads [B, H, S, D/H]; CogVideoX normalises each head, Wan the full width."""
-    if norm.normalized_shape[-1] == x.shape[-1]:
+    if norm.weight.shape[-1] == x.shape[-1]:
         return norm(x).unflatten(-1, (heads, -1)).transpose(1, 2)
     return norm(x.unflatten(-1, (heads, -1))).transpose(1, 2)
 
