@@ -4,7 +4,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from avlit.errors import UserError
-from avlit.models.mst_controlnet import MSTControlNet
 
 FILE_NAME = "diffusion_pytorch_model.safetensors"
 # Config values that decide a tensor's shape or meaning; the others (dropout, versions) do not matter here.
@@ -54,7 +53,15 @@ class WeightsReport:
         )
 
 
-def load_backbone(model: MSTControlNet, folder: str | Path) -> WeightsReport:
+class HasBackbone(Protocol):
+    """A model that holds a stock diffusers transformer as `backbone`."""
+
+    backbone: Any
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+def load_backbone(model: HasBackbone, folder: str | Path) -> WeightsReport:
     """Fill `model.backbone` from a released diffusers folder, or from its `transformer/` subfolder.
 
     Everything is checked before the first weight is written. A backbone on the meta device takes the folder's tensors

@@ -124,3 +124,51 @@ def wan_14b() -> MSTControlNetConfig:
         out_channels=16,
         max_text_tokens=512,
     )
+
+
+@dataclass
+class TwinWanConfig:
+    """Twin Wan transformers, one for video and one for sound. The defaults are UniTalking's size.
+
+    "TI2V-5B" below is the config.json of the released Wan2.2-TI2V-5B transformer; "UniTalking" the paper
+    (arXiv 2603.01418); "chosen" a value that neither gives.
+    """
+
+    # Both twins.
+    num_layers: int = 30  # TI2V-5B
+    num_heads: int = 24  # TI2V-5B
+    head_dim: int = 128  # TI2V-5B
+    ffn_dim: int = 14336  # TI2V-5B
+    freq_dim: int = 256  # TI2V-5B: width of the sinusoidal time embedding
+    text_dim: int = 4096  # TI2V-5B: UMT5-xxl
+    max_text_tokens: int = 512  # UniTalking, sec. 4.3; shorter prompts are padded with zero features
+    max_reference_tokens: int = 257  # UniTalking, sec. 4.3; shorter reference sound is padded with zeros
+
+    # The video twin's ends.
+    video_channels: int = 48  # TI2V-5B, in and out: latents of the Wan2.2 codec
+    patch_size: int = 2  # TI2V-5B; in space only
+
+    # The audio twin's ends.
+    audio_channels: int = 40  # UniTalking, sec. 4.3: latents of MMAudio's 44.1 kHz codec
+    audio_kernel: int = 7  # chosen, as Ovi: audio latents that each of the stem's two convolutions sees
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of both twins."""
+        return self.num_heads * self.head_dim
+
+    def check(self) -> None:
+        """Raise ValueError for values that no model can have; messages name the key as the command line does."""
+        positive = (
+            "num_layers", "num_heads", "head_dim", "ffn_dim", "freq_dim", "text_dim", "max_text_tokens",
+            "max_reference_tokens", "video_channels", "patch_size", "audio_channels", "audio_kernel",
+        )  # fmt: skip
+        for key in positive:
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim}: must be even for the rotary embedding")
+        if self.freq_dim % 2:
+            raise ValueError(f"model.freq_dim={self.freq_dim}: must be even, half sines and half cosines")
+        if self.audio_kernel % 2 == 0:
+            raise ValueError(f"model.audio_kernel={self.audio_kernel}: must be odd, so that it is centred on a latent")
