@@ -371,7 +371,7 @@ def threads_of_a_new_thread() -> int:
     return counted[0]
 
 
-@worked_around("data/loader.py", "a Mapper in the prefetch thread, or processes of an executor")
+@worked_around("data/read_ahead.py", "a thread of our own reads ahead")
 def test_reading_in_threads_leaves_torch_its_own() -> None:
     from torchdata.nodes import IterableWrapper, ParallelMapper
 
@@ -408,7 +408,7 @@ if __name__ == "__main__":
 """
 
 
-@worked_around("data/loader.py", "an executor, which says that a worker died")
+@worked_around("data/worker_pool.py", "an executor, which says that a worker died")
 def test_a_killed_reading_process_is_noticed() -> None:
     with subprocess.Popen([sys.executable, "-c", WORKER_KILLED], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
