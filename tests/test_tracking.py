@@ -620,3 +620,28 @@ def test_ui_says_what_is_wrong(tmp_path: Path, words: list[str], message: str) -
         env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2 and message in done.stderr
+
+
+# A store is made whole or not at all
+
+
+MAKE = "import pathlib, sys; from avlit.tracking.store import make_store; make_store(pathlib.Path(sys.argv[1]))"
+
+
+def tables(path: Path) -> set[str]:
+    with sqlite3.connect(path) as store:
+        return {name for (name,) in store.execute("select name from sqlite_master where type = 'table'")}
+
+
+def test_a_store_that_several_make_at_once_and_one_is_killed_making_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    first = subprocess.Popen([sys.executable, "-c", MAKE, path], cwd=ROOT)
+    while first.poll() is None and not (tmp_path / "mlflow.db.part").exists():
+        time.sleep(0.005)
+    time.sleep(0.1)  # in the midst of its tables
+    first.kill()
+    assert first.wait() == -signal.SIGKILL and not path.exists() and (tmp_path / "mlflow.db.part").exists()
+    others = [subprocess.Popen([sys.executable, "-c", MAKE, path], cwd=ROOT) for _ in range(3)]
+    assert [each.wait() for each in others] == [0, 0, 0]
+    assert {"runs", "metrics", "params", "tags", "experiments", "alembic_version"} <= tables(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

@@ -4,7 +4,6 @@ Whatever the store does (away, slow, hanging, dying between taking a record and 
 and `drained.json` never claims more than what was acknowledged.
 """
 
-import fcntl
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from avlit.runs import Run, RunNotFoundError, find_run, list_runs
 from avlit.tracking.spool import FILES, LARGEST, POINTS, Progress, Session, exclusive, pending_bytes, read_records
+from avlit.tracking.store import make_store
 from avlit.tracking.tracker import delivery
 
 if TYPE_CHECKING:
@@ -65,13 +65,9 @@ class Sender:
         from mlflow.tracking import MlflowClient
 
         store = self.session.store
-        client = MlflowClient(store)
         if store.startswith("sqlite:///"):
-            # Two processes that create the tables of one new file at the same time ruin it: MLflow has no lock there.
-            with open(f"{store.removeprefix('sqlite:///')}.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                client.search_experiments(max_results=1)
-        return client
+            make_store(Path(store.removeprefix("sqlite:///")))
+        return MlflowClient(store)
 
     @cached_property
     def failures(self) -> tuple[type[Exception], ...]:
