@@ -169,6 +169,7 @@ def test_one_interrupt_saves_and_says_how_to_go_on_and_a_second_ends_at_once(tmp
     command.process.send_signal(signal.SIGINT)
     assert command.end() == 130, command.printed()
     assert f"just resume run={only_run(tmp_path).id}" in command.printed()
+    assert "Lightning" not in command.printed()  # it advertises
     saved, _ = newest_valid(only_run(tmp_path).checkpoints_dir)
     assert saved is not None
 

@@ -129,7 +129,6 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
 
     from avlit.sampling import build_scheduler
 
-    quieten_lightning()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
         os.environ["OMP_NUM_THREADS"] = str(config.train.threads)  # Lightning would set both, where there are ranks
@@ -243,6 +242,7 @@ def build_trainer(config: Config, run: Run, *, start_step: int) -> pl.Trainer:
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    quieten_lightning()  # after the import, which makes it talk
     try:
         return pl.Trainer(
             accelerator=config.train.accelerator,
