@@ -200,7 +200,7 @@ class Interrupted(Small):
         raise KeyboardInterrupt
 
 
-@worked_around("callbacks/checkpointing.py", "a handler of its own: the step is finished and saved", raises=SystemExit)
+@worked_around("callbacks/stopping.py", "a handler of its own: the step is finished and saved", raises=SystemExit)
 def test_ctrl_c_reaches_the_caller_of_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # Lightning would leave this process deaf to Ctrl-C
     with pytest.raises(KeyboardInterrupt):
@@ -241,7 +241,7 @@ def test_sigterm_is_told_by_the_exit_status(terminated: tuple[int, list[Path]]) 
     assert terminated[0] in (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
-@worked_around("callbacks/checkpointing.py", "saves after the step under way")
+@worked_around("callbacks/stopping.py", "saves after the step under way")
 def test_sigterm_leaves_a_checkpoint(terminated: tuple[int, list[Path]]) -> None:
     assert terminated[1]
 

@@ -336,6 +336,17 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_resumed(tmp_path: P
     assert newest_valid(run.checkpoints_dir)[0] is not None
 
 
+def test_a_run_that_had_saved_nothing_begins_again_in_its_place_and_says_so(tmp_path: Path, cache: Path, capsys):
+    run = started(tmp_path, cache)
+    before = points(run)
+    run.update(status="running")  # as if killed
+    for path in run.checkpoints_dir.glob("step-*"):
+        shutil.rmtree(path)
+    assert resumed(tmp_path) == 0
+    assert "saved nothing yet: begins again at step 0" in capsys.readouterr().out
+    assert points(only_run(tmp_path)) == before
+
+
 def test_without_any_whole_checkpoint_a_resume_says_so(tmp_path: Path, cache: Path):
     run = started(tmp_path, cache)
     run.update(status="stopped")

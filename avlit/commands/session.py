@@ -134,6 +134,8 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
         os.environ["OMP_NUM_THREADS"] = str(config.train.threads)  # Lightning would set both, where there are ranks
     checkpoint = newest_checkpoint(run)
     start_step = checkpoint.step if checkpoint else 0
+    if is_resumed and checkpoint is None:
+        print("It had saved nothing yet: begins again at step 0, in the same run")
     trainer = build_trainer(config, run, start_step=start_step)
     encoders = build_encoders(config)
     counted: Any = checkpoint.state.extra["data"] if checkpoint else ()
@@ -226,11 +228,13 @@ def leave_ranks(launched: dict[str, str | None]) -> None:
     """Part from the session's ranks, so that the process's next session starts its own; launched: variables before."""
     import torch.distributed as dist
 
+    from avlit.ranks import is_distributed
+
     for name, value in launched.items():
         os.environ.pop(name, None)
         if value is not None:  # from whoever started this process
             os.environ[name] = value
-    if dist.is_available() and dist.is_initialized():
+    if is_distributed():
         dist.destroy_process_group()
 
 
