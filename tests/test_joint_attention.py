@@ -155,6 +155,14 @@ def test_217_tokens_over_31_frames_meet_every_frame():
     assert torch.allclose(positions.diff(), torch.tensor(1 / 7, dtype=torch.float64))
 
 
+def test_sound_of_another_length_has_the_same_time_between_tokens():
+    whole = aligned_rotary(217, num_frames=31, axes=(8, 8, 8))
+    for num_tokens in (1, 8, 50, 218):
+        part = aligned_rotary(num_tokens, num_frames=num_tokens * 31 / 217, axes=(8, 8, 8))
+        for found, expected in zip(part, whole, strict=True):
+            torch.testing.assert_close(found[:217], expected[:num_tokens], rtol=0, atol=1e-6)
+
+
 def test_angles_are_positions_times_the_frequencies_of_the_time_axis():
     cos, sin = aligned_rotary(10, num_frames=3, axes=(8, 4, 4), theta=256.0)
     for token in range(10):
@@ -182,7 +190,9 @@ def test_rotated_sound_keeps_its_spatial_dimensions_bit_for_bit():
 
 
 def test_what_has_no_positions_is_refused():
-    with pytest.raises(ValueError, match="0 sound tokens over 4 latent frames: both must be at least 1"):
-        aligned_rotary(0, num_frames=4, axes=(8, 8, 8))
+    for num_tokens, num_frames in ((0, 4), (3, 0), (3, -1.5), (3, float("nan")), (3, float("inf"))):
+        message = f"{num_tokens} sound tokens over {num_frames} latent frames: both must be positive"
+        with pytest.raises(ValueError, match=message):
+            aligned_rotary(num_tokens, num_frames=num_frames, axes=(8, 8, 8))
     with pytest.raises(ValueError, match=r"axes=\(7, 9, 8\): rotary embeddings turn pairs"):
         aligned_rotary(4, num_frames=4, axes=(7, 9, 8))

@@ -1,5 +1,7 @@
 """Rotary positions of sound on the time axis of a video, so that what happens at once is turned by the same angle."""
 
+import math
+
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor
@@ -7,21 +9,22 @@ from torch import Tensor
 from avlit.models.backbones import Rotary
 
 
-def aligned_positions(num_tokens: int, *, num_frames: int) -> Tensor:
+def aligned_positions(num_tokens: int, *, num_frames: float) -> Tensor:
     """Positions [L], float64, of L evenly spaced sound tokens, in latent frames of the video: token l at l * T / L.
 
-    num_frames: T, the latent frames that the same duration of video has. MMAudio scales the video's positions to the
-    sound's; here the video keeps those that its weights were trained with.
+    num_frames: T, the latent frames that the same duration of video has; whole where there is a video, any positive
+    number for sound alone. MMAudio scales the video's positions to the sound's; here the video keeps those that its
+    weights were trained with. ValueError for no tokens, or no time for them.
     """
-    if num_tokens < 1 or num_frames < 1:
-        raise ValueError(f"{num_tokens} sound tokens over {num_frames} latent frames: both must be at least 1")
+    if num_tokens < 1 or not 0 < num_frames < math.inf:
+        raise ValueError(f"{num_tokens} sound tokens over {num_frames} latent frames: both must be positive")
     return torch.arange(num_tokens, dtype=torch.float64, device="cpu") * num_frames / num_tokens
 
 
 def aligned_rotary(
     num_tokens: int,
     *,
-    num_frames: int,
+    num_frames: float,
     axes: tuple[int, int, int],
     theta: float = 10000.0,
     device: torch.device | str = "cpu",

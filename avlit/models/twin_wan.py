@@ -108,7 +108,7 @@ class TwinWan(nn.Module):
             )
         self.draw_audio(seed=seed)
         self.gradient_checkpointing = False
-        self.rotary_of_shape: dict[tuple[int | torch.device, ...], Rotary] = {}
+        self.rotary_of_shape: dict[tuple[float | torch.device, ...], Rotary] = {}
 
     def draw_audio(self, *, seed: int = 0) -> None:
         """New weights, a function of `seed` alone, for everything but the video twin.
@@ -133,7 +133,7 @@ class TwinWan(nn.Module):
         audio_timestep: Tensor | None = None,
         reference: Tensor | None = None,
         mode: Mode | Sequence[Mode] = "joint",
-        num_frames: int | None = None,
+        num_frames: float | None = None,
     ) -> Velocities:
         """Velocities of latents video [B, C, T, h, w] and audio [B, L, C]; one of the two may be None.
 
@@ -141,8 +141,9 @@ class TwinWan(nn.Module):
         or [B, G] with one for each of G equal runs of tokens (G = T: each latent frame; G = N or L: each token).
         text [B, <= 512, D_text], padded here with zero features. reference [B, <= 257, C], latents of the reference
         sound, padded with zeros; None is all zeros, as in training clips without one. mode: see
-        `joint_attention`; one-way is video blind to sound. num_frames: latent frames of the video that sound without
-        video would belong to, for its positions. ValueError for shapes that do not fit together.
+        `joint_attention`; one-way is video blind to sound. num_frames: latent frames that video of the same duration
+        as sound without video would have, not necessarily whole, for its positions. ValueError for shapes that do not
+        fit together.
         """
         self._check_streams(video_latents, audio_latents, video_timestep, audio_timestep, mode, num_frames)
         latents = audio_latents if video_latents is None else video_latents
@@ -204,7 +205,7 @@ class TwinWan(nn.Module):
                 self.rotary_of_shape[key] = wan_rotary(self.backbone, frames, height, width, device)
         return self.rotary_of_shape[key]
 
-    def _audio_rotary(self, num_tokens: int, num_frames: int, device: torch.device) -> Rotary:
+    def _audio_rotary(self, num_tokens: int, num_frames: float, device: torch.device) -> Rotary:
         key = (num_tokens, num_frames, device)
         if key not in self.rotary_of_shape:
             rope = self.backbone.rope
@@ -220,7 +221,7 @@ class TwinWan(nn.Module):
         video_timestep: Tensor | None,
         audio_timestep: Tensor | None,
         mode: Mode | Sequence[Mode],
-        num_frames: int | None,
+        num_frames: float | None,
     ) -> None:
         config = self.config
         if video is None and audio is None:
