@@ -1,8 +1,89 @@
-"""MTV's text template, written once: the corpus and `just prepare` both caption their clips with it."""
+"""The words for a clip, written once: the corpus and `just prepare` caption their clips with these templates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+
+STYLES: Mapping[str, str] = MappingProxyType({
+    "structured": "MTV's template: the persons, who speaks, the scene (MTV, Section 4.2)",
+    "detailed": "the audio caption, then a detailed video caption (UniTalking, Section 3.1, a)",
+    "short": "the audio caption, then a short video caption (UniTalking, Section 3.1, b)",
+    "fused": "one sentence of what is seen and heard together (UniTalking, Section 3.1, c)",
+    "speech": "the audio caption alone, for sound without a picture (UniTalking, stage 1)",
+})  # fmt: skip
+"""The caption styles and what each says; a clip has any of them."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one person says in one go: the words verbatim, who says them and in which voice, where that is known.
+
+    person: the identifier ("Person1"), needed where several people speak. look: a noun phrase ("a man in red").
+    voice: adjectives that go before "voice" ("low male").
+    """
+
+    words: str
+    person: str = ""
+    look: str = ""
+    voice: str = ""
+
+
+def audio_caption(turns: Sequence[Turn], *, sound: str = "", music: str = "") -> str:
+    """What is heard: the words first and verbatim, then the voices, then other sounds: `Speech: hi. Voice: low male.`
+
+    turns: in the order they are spoken; none: "No speech." sound: a clause ("a ball bounces"). music: its kind.
+    The words lead because text encoders cut at the end, and so that they stand at the same places with and without
+    a video caption behind: what is learnt about them from speech alone carries over.
+    Raises ValueError for a turn without words, or one of several without its person.
+    """
+    if not turns:
+        parts = ["No speech."]
+    elif len(turns) == 1 and not turns[0].person:
+        parts = [f"Speech: {_sentence(_words(turns[0]))}"]
+        if turns[0].voice:
+            parts.append(f"Voice: {_sentence(turns[0].voice)}")
+    else:
+        if any(not turn.person for turn in turns):
+            raise ValueError("person='': with several turns each names who speaks, Person1, Person2 and so on")
+        parts = [f"{turn.person} says: {_sentence(_words(turn))}" for turn in turns]
+        voices = {turn.person: turn.voice for turn in turns if turn.voice}
+        if voices:
+            parts.append(f"Voices: {', '.join(f'{person} {voice}' for person, voice in voices.items())}.")
+    parts += [f"{name}: {_sentence(clause)}" for name, clause in (("Sound", sound), ("Music", music)) if clause]
+    return " ".join(parts)
+
+
+def joint_caption(audio: str, video: str) -> str:
+    """An audio caption and a video caption, detailed or short, as one text; the audio leads (see audio_caption).
+
+    Raises ValueError where either is empty.
+    """
+    for name, caption in (("audio", audio), ("video", video)):
+        if not caption.strip():
+            raise ValueError(f"{name}={caption!r}: a joint caption has words for what is heard and for what is seen")
+    return f"{_sentence(audio.strip())} {_sentence(video.strip())}"
+
+
+def fused_caption(turns: Sequence[Turn], *, happening: str = "", place: str = "") -> str:
+    """What is seen and heard as one sentence: `A man in red says "hi" in a low male voice while a ball bounces …`
+
+    turns: in the order they are spoken, each with its look. happening: a clause ("a ball bounces").
+    place: where, with its preposition ("in a grey room").
+    Raises ValueError where there is neither turn nor happening, or for a turn without words or look.
+    """
+    if not turns and not happening:
+        raise ValueError("happening='': nobody speaks, so the sentence needs a clause that says what happens")
+    spoken = []
+    for turn in turns:
+        if not turn.look:
+            raise ValueError(f"look='' of the turn {turn.words!r}: say in a few words who is seen speaking")
+        voice = f" in a {turn.voice} voice" if turn.voice else ""
+        spoken.append(f'{turn.look} says "{_words(turn)}"{voice}')
+    clauses = [clause for clause in (" and ".join(spoken), happening) if clause]
+    sentence = f"{' while '.join(clauses)} {place}".strip()
+    return _sentence(sentence[0].upper() + sentence[1:])
 
 
 def mtv_caption(appearances: Sequence[str], speaking: str | None, scene: str, num_speakers: int) -> str:
@@ -38,6 +119,13 @@ def mtv_caption(appearances: Sequence[str], speaking: str | None, scene: str, nu
         parts.append(f"{speaking} is speaking.")
     parts.append(f"Scene Description: {_sentence(scene)}")
     return " ".join(parts)
+
+
+def _words(turn: Turn) -> str:
+    words = " ".join(turn.words.split())
+    if not words:
+        raise ValueError("words='': a turn holds the words that are spoken; leave out a turn without any")
+    return words
 
 
 def _sentence(text: str) -> str:

@@ -12,17 +12,21 @@ SUBSETS = ("basic_face", "single_character", "multiple_characters", "sound_event
 class RawClip:
     """Frames and demixed tracks of one clip, with its annotations.
 
-    frames uint8 [F, H, W, 3] RGB. speech, effects, music float32 [N] mono in [-1, 1] at `rate_hz`;
-    silence is zeros. speech_second: a second speaker's own track, or None. The clip's sound is their sum.
+    frames uint8 [F, H, W, 3] RGB, or None: sound without a picture. speech, effects, music float32 [N] mono in
+    [-1, 1] at `rate_hz`; silence is zeros. speech_second: a second speaker's own track, or None. The clip's sound
+    is their sum.
     mouth_boxes: per frame, per person (x1, y1, x2, y2) in pixels; no entry where no mouth is seen.
     truth: the embedded corpus's exact ground truth (JSON values only); empty for real clips.
+    captions: the clip in other words, by style (`data.captions.STYLES`); empty where `caption` is all there is.
+    references: at most three other utterances of the speaker who talks most, float32 [N'] mono in [-1, 1] at
+    `rate_hz`; none overlaps the clip's own sound.
     """
 
     key: str
     subset: str
     fps: float
     rate_hz: int
-    frames: np.ndarray
+    frames: np.ndarray | None
     speech: np.ndarray
     effects: np.ndarray
     music: np.ndarray
@@ -31,6 +35,8 @@ class RawClip:
     transcript: str
     mouth_boxes: list[list[tuple[float, float, float, float]]]
     truth: dict[str, object] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    references: tuple[np.ndarray, ...] = ()
 
     @property
     def mix(self) -> np.ndarray:

@@ -34,10 +34,15 @@ print(*(clip_hash(make_clip(subset, 3, SETTINGS)) for subset in reversed(SUBSETS
 
 def clip_hash(clip: RawClip) -> str:
     digest = hashlib.sha256()
-    for array in (clip.frames, clip.speech, clip.effects, clip.music, clip.speech_second):
+    for array in (clip.frames, clip.speech, clip.effects, clip.music, clip.speech_second, *clip.references):
         digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-    digest.update(json.dumps([clip.key, clip.caption, clip.transcript, clip.mouth_boxes, clip.truth]).encode())
+    digest.update(json.dumps([clip.key, clip.captions, clip.transcript, clip.mouth_boxes, clip.truth]).encode())
     return digest.hexdigest()
+
+
+def picture(clip: RawClip) -> np.ndarray:
+    assert clip.frames is not None
+    return clip.frames
 
 
 def clips_of(subset: str, count: int, settings: CorpusSettings = SETTINGS) -> list[RawClip]:
@@ -61,7 +66,7 @@ def voices(clip: RawClip) -> list[np.ndarray]:
 def darkness(clip: RawClip, person: int) -> np.ndarray:
     """Share of pixels in the person's mouth box that are nearly black, per frame [F]."""
     shares = []
-    for frame, boxes in zip(clip.frames, clip.mouth_boxes, strict=True):
+    for frame, boxes in zip(picture(clip), clip.mouth_boxes, strict=True):
         x1, y1, x2, y2 = (round(edge) for edge in boxes[person])
         shares.append((frame[y1:y2, x1:x2].mean(-1) < 55).mean())
     return np.array(shares)
@@ -182,7 +187,7 @@ def test_events_are_visible_at_their_frames() -> None:
     seen = {"bounce": 0, "switch": 0, "beat": 0}
     for clip in clips_of("sound_event", 40):
         kind = clip.truth["event_kinds"][0]  # type: ignore[index]
-        video = clip.frames.astype(np.float32)
+        video = picture(clip).astype(np.float32)
         for event in clip.truth["event_frames"]:  # type: ignore[union-attr]
             seen[kind] += 1
             if kind == "switch":
@@ -202,12 +207,12 @@ def test_events_are_visible_at_their_frames() -> None:
 def test_mode_sets_the_palette_and_tempo_the_brightness() -> None:
     tempos, lights = [], []
     for clip in clips_of("visual_mood", 40):
-        red, _, blue = clip.frames.reshape(-1, 3).mean(0)
+        red, _, blue = picture(clip).reshape(-1, 3).mean(0)
         assert clip.truth["palette"] == ("warm" if clip.truth["mode"] == "major" else "cool")
         assert (red > blue) == (clip.truth["mode"] == "major"), clip.key
         tempos.append(clip.truth["tempo_bpm"])
-        lights.append(clip.frames.mean())
-        pulse = clip.frames[:, :8].mean((1, 2, 3))
+        lights.append(picture(clip).mean())
+        pulse = picture(clip)[:, :8].mean((1, 2, 3))
         if not clip.truth["identity"]:
             assert correlation(pulse, np.array(clip.truth["brightness"])) > 0.98
     assert correlation(np.array(tempos), np.array(lights)) > 0.6
@@ -290,8 +295,8 @@ def test_words_lie_inside_the_clip_and_where_the_voice_sounds() -> None:
 def test_other_sizes_rates_and_lengths_work(settings: CorpusSettings) -> None:
     for subset in SUBSETS:
         for clip in clips_of(subset, 3, settings):
-            assert clip.frames.shape == (settings.num_frames, settings.height, settings.width, 3)
-            assert clip.frames.dtype == np.uint8
+            assert picture(clip).shape == (settings.num_frames, settings.height, settings.width, 3)
+            assert picture(clip).dtype == np.uint8
             assert clip.speech.shape == (settings.num_samples,)
             assert len(clip.mouth_boxes) == settings.num_frames
             assert all(np.isfinite(track).all() for track in (clip.speech, clip.effects, clip.music))
@@ -317,13 +322,14 @@ def test_conditions_match_their_clip() -> None:
             for x1, y1, x2, y2 in clip.mouth_boxes[frame]:
                 assert depth[frame, round((y1 + y2) / 2), round((x1 + x2) / 2)] == pytest.approx(0.8, abs=0.01)
         for person in range(len(clip.truth["identity"])):  # type: ignore[arg-type]
-            picture = reference_image(subset, index, SETTINGS, person=person)
+            still = reference_image(subset, index, SETTINGS, person=person)
             x1, y1, x2, _ = (round(edge) for edge in clip.mouth_boxes[12][person])
-            skin = clip.frames[12, y1 - 1, [x1 + 1, x2 - 1]].mean(0)
-            assert np.abs(picture.reshape(-1, 3).astype(float) - skin).max(1).min() < 25, "another skin"
-            voice = reference_audio(subset, index, SETTINGS, person=person, duration_s=1.5)
-            assert voice.shape == (24000,) and np.sqrt(np.mean(voice**2)) > 0.02
-            assert np.array_equal(voice, reference_audio(subset, index, SETTINGS, person=person, duration_s=1.5))
+            skin = picture(clip)[12, y1 - 1, [x1 + 1, x2 - 1]].mean(0)
+            assert np.abs(still.reshape(-1, 3).astype(float) - skin).max(1).min() < 25, "another skin"
+            voice = reference_audio(subset, index, SETTINGS, person=person)
+            assert 0.7 * 16000 < len(voice) <= 1.4 * 16000 and np.sqrt(np.mean(voice**2)) > 0.02
+            assert np.array_equal(voice, reference_audio(subset, index, SETTINGS, person=person))
+            assert not np.array_equal(voice, reference_audio(subset, index, SETTINGS, person=person, number=1))
 
 
 def test_mistakes_are_named() -> None:
@@ -335,14 +341,14 @@ def test_mistakes_are_named() -> None:
         CorpusSettings(height=16)
     with pytest.raises(ValueError, match="person=1: clip 0 of basic_face has 1"):
         reference_image("basic_face", 0, SETTINGS, person=1)
-    with pytest.raises(ValueError, match="duration_s=0"):
-        reference_audio("basic_face", 0, SETTINGS, duration_s=0)
+    with pytest.raises(ValueError, match="reference_s=0"):
+        CorpusSettings(reference_s=0)
 
 
 def test_identity_names_every_setting() -> None:
     others = [
         CorpusSettings(fps=24), CorpusSettings(num_frames=49), CorpusSettings(height=96), CorpusSettings(width=96),
-        CorpusSettings(rate_hz=24000), CorpusSettings(version="0"),
+        CorpusSettings(rate_hz=24000), CorpusSettings(reference_s=1.0), CorpusSettings(version="0"),
     ]  # fmt: skip
     assert len({identity(settings) for settings in (SETTINGS, *others)}) == len(others) + 1
 

@@ -1,15 +1,21 @@
-"""make_clip: from (subset, index, settings, seed) to a RawClip with its caption and its exact truth."""
-
-from itertools import pairwise
+"""make_clip: from (subset, index, settings, seed) to a RawClip with its captions and its exact truth."""
 
 import numpy as np
 
-from data.captions import mtv_caption
+from data.captions import audio_caption, fused_caption, joint_caption, mtv_caption
 from data.clip import RawClip
+from data.corpus.dialogue import (
+    NUM_REFERENCES,
+    main_speaker,
+    plan_speech,
+    speak_reference,
+    spoken_turns,
+    transcript,
+)
 from data.corpus.painting import paint_clip, to_uint8
 from data.corpus.scenes import Scene, plan_scene
 from data.corpus.settings import CorpusSettings, stream
-from data.corpus.voice import VOICE_RMS, Utterance, mouth_spread, plan_utterance, synthesise
+from data.corpus.voice import VOICE_RMS, Utterance, mouth_spread, synthesise
 
 TRACKS = {
     "basic_face": ("speech",),
@@ -21,8 +27,19 @@ TRACKS = {
 """Tracks that sound in every clip of a subset; sound events and moods have speech too where a person is present."""
 
 
-def make_clip(subset: str, index: int, settings: CorpusSettings, seed: int = 0) -> RawClip:
-    """Render one clip: picture, demixed tracks, caption and truth; no state, so any order gives the same clips.
+def make_clip(
+    subset: str,
+    index: int,
+    settings: CorpusSettings,
+    seed: int = 0,
+    *,
+    has_frames: bool = True,
+    has_references: bool = True,
+) -> RawClip:
+    """Render one clip: picture, demixed tracks, captions and truth; no state, so any order gives the same clips.
+
+    Without frames nothing is painted (`frames` None, no mouth boxes), without references none are spoken, and all the
+    rest is the same clip in less time.
 
     Bits are equal on equal processors; another vector unit may round a pixel or a sample by one level.
     """
@@ -41,20 +58,8 @@ def make_clip(subset: str, index: int, settings: CorpusSettings, seed: int = 0) 
     envelopes = [speech_envelope(voice, settings) for voice in voices]
     apertures = [mouth_aperture(voice, settings) for voice in voices]
     spreads = [mouth_spread(said, settings.frame_times) for said in utterances]
-    canvas = paint_clip(
-        scene.layers(apertures, spreads),
-        num_frames=settings.num_frames, height=settings.height, width=settings.width,
-    )  # fmt: skip
-    if (light := scene.light()) is not None:
-        tint, brightness = light
-        canvas *= (tint[:, None] * brightness.astype(np.float32))[:, :, None, None]  # [3, F, 1, 1]
-
-    boxes = [person.mouth_boxes(height=settings.height, width=settings.width) for person in scene.persons]
-    appearances = [placed.person.appearance for placed in scene.persons]
-    transcript = _transcript(utterances)
-    speaking = f"Person{1 + _main_speaker(utterances)}" if utterances else None
-    caption = mtv_caption(appearances, speaking, scene.words, len(scene.persons))
-    visual = " ".join([*(f"{appearance}." for appearance in appearances), scene.words])
+    captions = _captions(scene, utterances)
+    said_words = transcript(utterances)
     truth: dict[str, object] = {
         "mouth_aperture": [_rounded(aperture) for aperture in apertures],
         "mouth_spread": [_rounded(spread) for spread in spreads],
@@ -70,45 +75,47 @@ def make_clip(subset: str, index: int, settings: CorpusSettings, seed: int = 0) 
             for word in said.words
         ],
         "background": {"place": scene.background.place, "colour": scene.background.colour},
-        "prompt": f"[VISUAL]: {visual} [SPEECH]: {transcript or 'No speech.'}",
+        "prompt": f"[VISUAL]: {scene.detailed} [SPEECH]: {said_words or 'No speech.'}",
         **_event_truth(scene),
         **_mood_truth(scene),
     }
     return RawClip(
         key=f"{subset}-{seed:04d}-{index:07d}",
         subset=subset, fps=settings.fps, rate_hz=rate_hz,
-        frames=to_uint8(canvas),
+        frames=_paint(scene, apertures, spreads) if has_frames else None,
         speech=voices[0] if voices else silence,
         effects=_to_pcm(effects),
         music=_to_pcm(music),
         speech_second=voices[1] if len(voices) > 1 else None,
-        caption=caption, transcript=transcript,
-        mouth_boxes=[
-            [tuple(box[frame]) for box in (np.round(boxes, 2).tolist() if boxes else [])]
-            for frame in range(settings.num_frames)
-        ],
+        caption=captions["structured"], transcript=said_words,
+        mouth_boxes=_mouth_boxes(scene) if has_frames else [],
         truth=truth,
+        captions=captions,
+        references=_references(scene, utterances, subset, index, settings, seed) if has_references else (),
     )  # fmt: skip
 
 
-def plan_speech(scene: Scene, rng: np.random.Generator) -> list[Utterance]:
-    """What each person says; two persons take turns of a second or two, in random order."""
-    end_s = scene.settings.duration_s
-    margin_s = min(0.06, 0.1 * end_s)
-    if len(scene.persons) < 2:
-        start_s = margin_s + float(rng.uniform(0, 0.12 * end_s if end_s < 2 else 0.25))
-        return [plan_utterance(rng, [(start_s, end_s - margin_s)]) for _ in scene.persons]
-    turns: tuple[list, list] = ([], [])
-    speaker = int(rng.integers(2))
-    num_turns = max(2, round(end_s / 1.4))
-    cuts = np.arange(num_turns + 1.0)
-    cuts[1:-1] += rng.uniform(-0.15, 0.15, num_turns - 1)
-    cuts *= end_s / num_turns
-    gap_s = min(0.1, 0.05 * end_s)
-    for start, end in pairwise(cuts):
-        turns[speaker].append((start + gap_s / 2, end - gap_s))
-        speaker = 1 - speaker
-    return [plan_utterance(rng, turn) for turn in turns]
+def _paint(scene: Scene, apertures: list[np.ndarray], spreads: list[np.ndarray]) -> np.ndarray:
+    """The scene in its light, mouths moving: uint8 [F, H, W, 3]."""
+    settings = scene.settings
+    canvas = paint_clip(
+        scene.layers(apertures, spreads),
+        num_frames=settings.num_frames, height=settings.height, width=settings.width,
+    )  # fmt: skip
+    if (light := scene.light()) is not None:
+        tint, brightness = light
+        canvas *= (tint[:, None] * brightness.astype(np.float32))[:, :, None, None]  # [3, F, 1, 1]
+    return to_uint8(canvas)
+
+
+def _mouth_boxes(scene: Scene) -> list[list[tuple[float, float, float, float]]]:
+    """Per frame, per person (x1, y1, x2, y2) in pixels."""
+    settings = scene.settings
+    boxes = [
+        np.round(placed.mouth_boxes(height=settings.height, width=settings.width), 2).tolist()
+        for placed in scene.persons
+    ]
+    return [[tuple(box[frame]) for box in boxes] for frame in range(settings.num_frames)]
 
 
 def speech_envelope(voice: np.ndarray, settings: CorpusSettings) -> np.ndarray:
@@ -131,15 +138,35 @@ def _quarter_power(voice: np.ndarray, settings: CorpusSettings) -> np.ndarray:
     return np.add.reduceat(np.square(voice), edges[:-1]) / np.diff(edges)
 
 
-def _main_speaker(utterances: list[Utterance]) -> int:
-    """Who speaks longest."""
-    return int(np.argmax([sum(word.end_s - word.start_s for word in said.words) for said in utterances]))
+def _captions(scene: Scene, utterances: list[Utterance]) -> dict[str, str]:
+    """The clip in the words of every style."""
+    turns = spoken_turns(scene, utterances)
+    appearances = [placed.person.appearance for placed in scene.persons]
+    speaking = f"Person{1 + main_speaker(utterances)}" if utterances else None
+    heard = audio_caption(
+        turns,
+        sound="" if scene.thing is None else scene.thing.heard,
+        music="" if scene.mood is None else scene.mood.heard,
+    )
+    return {
+        "structured": mtv_caption(appearances, speaking, scene.words(), len(scene.persons)),
+        "detailed": joint_caption(heard, scene.detailed),
+        "short": joint_caption(heard, scene.short),
+        "fused": fused_caption(turns, happening=scene.happening, place=scene.place),
+        "speech": heard,
+    }
 
 
-def _transcript(utterances: list[Utterance]) -> str:
-    if len(utterances) < 2:
-        return " ".join(said.text for said in utterances)
-    return " ".join(f"Person{number}: {said.text}." for number, said in enumerate(utterances, 1))
+def _references(
+    scene: Scene, utterances: list[Utterance], subset: str, index: int, settings: CorpusSettings, seed: int
+) -> tuple[np.ndarray, ...]:
+    """Other utterances of the voice that speaks longest; none where nobody speaks."""
+    if not utterances:
+        return ()
+    person = main_speaker(utterances)
+    timbre = scene.persons[person].person.timbre
+    rngs = [stream(subset, index, seed, "voice", person, number) for number in range(NUM_REFERENCES)]
+    return tuple(_to_pcm(speak_reference(timbre, utterances, rng, settings)) for rng in rngs)
 
 
 def _event_truth(scene: Scene) -> dict[str, object]:

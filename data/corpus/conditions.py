@@ -5,11 +5,11 @@ Each is a pure function of the key of a clip, (subset, index, settings, seed), a
 
 import numpy as np
 
+from data.corpus.dialogue import plan_speech, speak_reference
 from data.corpus.painting import Colour, Layer, paint_clip, paint_depth, to_uint8
 from data.corpus.persons import CLOSE_UP, PlacedPerson, Point, place
 from data.corpus.scenes import plan_scene
 from data.corpus.settings import CorpusSettings, stream
-from data.corpus.voice import plan_utterance, synthesise
 
 LIMBS: tuple[tuple[str, str, Colour], ...] = (
     ("neck", "nose", (0.0, 0.0, 255.0)),
@@ -56,19 +56,16 @@ def reference_image(
 
 
 def reference_audio(
-    subset: str, index: int, settings: CorpusSettings, seed: int = 0, *, person: int = 0, duration_s: float = 2.0
-) -> np.ndarray:
-    """One of the clip's persons saying something else: float32 [round(duration_s * rate_hz)] in [-1, 1].
+    subset: str, index: int, settings: CorpusSettings, seed: int = 0, *, person: int = 0, number: int = 0
+) -> np.ndarray:  # fmt: skip
+    """One of the clip's persons saying something else: float32 [N'] in [-1, 1], at most `settings.reference_s` long.
 
-    Raises ValueError where the clip has no such person.
+    number: which of the person's utterances, from 0. Raises ValueError where the clip has no such person.
     """
-    if duration_s <= 0:
-        raise ValueError(f"duration_s={duration_s}: a reference voice needs some time, 2 seconds by default")
     known = _person(subset, index, settings, seed, person)
-    rng = stream(subset, index, seed, "reference")
-    utterance = plan_utterance(rng, [(0.05 * duration_s, 0.95 * duration_s)])
-    num_samples = round(duration_s * settings.rate_hz)
-    return synthesise(utterance, known.person.timbre, rng, rate_hz=settings.rate_hz, num_samples=num_samples)
+    utterances = plan_speech(plan_scene(subset, index, settings, seed), stream(subset, index, seed, "speech"))
+    rng = stream(subset, index, seed, "voice", person, number)
+    return speak_reference(known.person.timbre, utterances, rng, settings)
 
 
 def _person(subset: str, index: int, settings: CorpusSettings, seed: int, person: int) -> PlacedPerson:

@@ -37,6 +37,11 @@ class Mood:
         return "slow" if self.tempo_bpm < 88 else "fast" if self.tempo_bpm > 120 else "steady"
 
     @property
+    def heard(self) -> str:
+        """What kind of music it is."""
+        return f"{self.pace}, in a {self.mode} key"
+
+    @property
     def level(self) -> float:
         """Mean brightness of the scene: faster music, brighter light."""
         low, high = TEMPO_BPM

@@ -26,6 +26,9 @@ HAIR_STYLES = ("short", "long", "curly", "tied-up")
 FACE_SHAPES: Mapping[str, float] = MappingProxyType({"round": 0.92, "oval": 0.84, "long": 0.76})
 """Names of face shapes and the width of such a face over its height."""
 
+PITCHES_HZ: Mapping[str, tuple[float, float]] = MappingProxyType({"woman": (165.0, 250.0), "man": (88.0, 140.0)})
+"""Lowest and highest pitch of each gender's voices."""
+
 MOUTH_INTERIOR = (32.0, 6.0, 12.0)
 EYE_WHITE = (244.0, 244.0, 240.0)
 PUPIL = (30.0, 26.0, 34.0)
@@ -55,6 +58,17 @@ class Person:
         )
 
     @property
+    def look(self) -> str:
+        """The identity in as few words as tell two persons of a clip apart."""
+        return f"a {self.gender} in a {self.clothes_colour} {self.garment}"
+
+    @property
+    def voice(self) -> str:
+        """The timbre as adjectives: low or high among the voices of its gender."""
+        height = "low" if self.timbre.f0_hz < sum(PITCHES_HZ[self.gender]) / 2 else "high"
+        return f"{height} {'female' if self.gender == 'woman' else 'male'}"
+
+    @property
     def attributes(self) -> dict[str, str]:
         """The visible attributes as JSON values."""
         return {name: value for name, value in asdict(self).items() if name != "timbre"}
@@ -68,7 +82,7 @@ def draw_persons(rng: np.random.Generator, count: int) -> tuple[Person, ...]:
     for place in range(count):
         picks = rng.random(6)
         gender = ("woman", "man")[int(picks[0] * 2)]
-        low, high = (165, 250) if gender == "woman" else (88, 140)
+        low, high = PITCHES_HZ[gender]
         f0_hz = low + picks[1] * (high - low)
         formant_scale = (1.06 if gender == "woman" else 0.9) + 0.12 * picks[2]
         persons.append(Person(

@@ -70,22 +70,55 @@ class Scene:
     thing: SoundingObject | None = None
     mood: Mood | None = None
 
-    @property
-    def words(self) -> str:
-        """The scene description of the caption."""
+    def words(self, person: str = "Person1") -> str:
+        """The scene description of the caption; `person` names the only person of a scene with something else in it."""
         where = self.background.words
         if self.thing is not None:
-            beside = " beside Person1" if self.persons else ""
+            beside = f" beside {person}" if self.persons else ""
             return f"{self.thing.scene}{beside} {where}."
         if self.mood is not None:
             mood = self.mood
             music = f"{mood.pace} {mood.mode} music"
-            place_words = f"a view {where}" if not self.persons else f"Person1 talks {where}"
+            place_words = f"a view {where}" if not self.persons else f"{person} talks {where}"
             return f"{place_words[0].upper()}{place_words[1:]}, in {mood.palette} light with {music}."
         if len(self.persons) > 1:
             return f"They take turns {where}."
         view = "A close-up of a face" if self.subset == "basic_face" else "Half-body view of a person"
         return f"{view} {where}."
+
+    @property
+    def detailed(self) -> str:
+        """A video caption with all that can be seen."""
+        person = f"the {self.persons[0].person.gender}" if self.persons else ""
+        looks = [f"{placed.person.appearance}." for placed in self.persons]
+        if len(looks) > 1:
+            looks = [f"Person{number}: {look}" for number, look in enumerate(looks, 1)]
+        return " ".join([*looks, self.words(person)])
+
+    @property
+    def short(self) -> str:
+        """A video caption of a few words."""
+        seen = [placed.person.look for placed in self.persons]
+        if self.thing is not None:
+            seen.append(self.thing.look)
+        words = " and ".join(seen) or f"a view {self.background.words}"
+        if self.subset == "basic_face":
+            words = f"a close-up of {words}"
+        if self.mood is not None:
+            words = f"{words} in {self.mood.palette} light"
+        return f"{words[0].upper()}{words[1:]}."
+
+    @property
+    def place(self) -> str:
+        """Where it happens and in which light, with its preposition."""
+        return self.background.words if self.mood is None else f"{self.background.words} in {self.mood.palette} light"
+
+    @property
+    def happening(self) -> str:
+        """What is seen and heard besides speech, as a clause; "" where there is nothing else."""
+        if self.mood is not None:
+            return f"{self.mood.pace} music in a {self.mood.mode} key plays"
+        return "" if self.thing is None else self.thing.seen_and_heard
 
     def layers(self, apertures: list[np.ndarray], spreads: list[np.ndarray]) -> list[Layer]:
         """Back to front, for paint_clip; one aperture and spread [F] a person."""

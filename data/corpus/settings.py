@@ -7,25 +7,29 @@ import numpy as np
 from avlit.timing import Timing
 from data.clip import SUBSETS
 
-STREAMS = ("scene", "speech", "sounds", "reference")
+STREAMS = ("scene", "speech", "sounds", "reference", "voice")
 """Independent random streams of a clip, so that its picture can be planned without its voice and the reverse."""
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """What a clip of the corpus looks like in numbers; `version` changes whenever the same index gives another clip."""
+    """What a clip of the corpus looks like in numbers; `version` changes whenever the same index gives another clip.
+
+    reference_s: the longest that a reference voice may last, in seconds.
+    """
 
     fps: float = 12.0
     num_frames: int = 25
     height: int = 64
     width: int = 64
     rate_hz: int = 16000
-    version: str = "1"
+    reference_s: float = 1.4
+    version: str = "2"
 
     def __post_init__(self) -> None:
         for name, value, least in (
             ("fps", self.fps, 1), ("num_frames", self.num_frames, 1), ("height", self.height, 32),
-            ("width", self.width, 32), ("rate_hz", self.rate_hz, 8000),
+            ("width", self.width, 32), ("rate_hz", self.rate_hz, 8000), ("reference_s", self.reference_s, 0.5),
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name}={value}: the embedded corpus draws and speaks from {name}={least} upwards")
@@ -61,14 +65,18 @@ def identity(settings: CorpusSettings) -> str:
     """The name of this corpus and its settings, as stored with shards made from it."""
     return (
         f"embedded-corpus-{settings.version}:fps={settings.fps:g},frames={settings.num_frames},"
-        f"size={settings.height}x{settings.width},rate={settings.rate_hz}"
+        f"size={settings.height}x{settings.width},rate={settings.rate_hz},"
+        f"reference={settings.reference_s:g}"
     )
 
 
-def stream(subset: str, index: int, seed: int, name: str) -> np.random.Generator:
-    """The generator of one random stream of one clip; the same key gives the same numbers wherever it is asked."""
+def stream(subset: str, index: int, seed: int, name: str, *numbers: int) -> np.random.Generator:
+    """The generator of one random stream of one clip; the same key gives the same numbers wherever it is asked.
+
+    numbers: which of several such streams.
+    """
     if subset not in SUBSETS:
         raise ValueError(f"subset={subset!r}: the embedded corpus has {', '.join(SUBSETS)}")
     if index < 0 or seed < 0:
         raise ValueError(f"index={index}, seed={seed}: both must be 0 or more")
-    return np.random.default_rng([seed, SUBSETS.index(subset), index, STREAMS.index(name)])
+    return np.random.default_rng([seed, SUBSETS.index(subset), index, STREAMS.index(name), *numbers])

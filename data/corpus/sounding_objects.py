@@ -34,13 +34,32 @@ class SoundingObject:
     motion: np.ndarray
 
     @property
+    def look(self) -> str:
+        """The object as a noun phrase."""
+        noun = {"bounce": "ball", "switch": "lamp", "beat": "drum"}[self.kind]
+        return f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {noun}"
+
+    @property
     def scene(self) -> str:
         """What happens, as a clause for the caption."""
-        named = f"{'an' if self.colour == 'orange' else 'a'} {self.colour}"
         return {
-            "bounce": f"{named.capitalize()} ball falls and bounces on the floor",
-            "switch": f"{named.capitalize()} lamp is switched on and off",
-            "beat": f"A mallet beats {named} drum",
+            "bounce": f"{self.look.capitalize()} falls and bounces on the floor",
+            "switch": f"{self.look.capitalize()} is switched on and off",
+            "beat": f"A mallet beats {self.look}",
+        }[self.kind]
+
+    @property
+    def heard(self) -> str:
+        """What is heard, as a clause."""
+        return {"bounce": "a ball bounces", "switch": "a switch clicks", "beat": "a drum is beaten"}[self.kind]
+
+    @property
+    def seen_and_heard(self) -> str:
+        """What happens and how it sounds, as a clause."""
+        return {
+            "bounce": f"{self.look} thumps on the floor",
+            "switch": f"{self.look} clicks on and off",
+            "beat": f"a mallet beats {self.look}",
         }[self.kind]
 
     @property

@@ -1,6 +1,6 @@
 """The synthetic voice: words from a small vocabulary, spoken by a harmonic source and noise through formant filters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -102,8 +102,10 @@ class Utterance:
         return " ".join(spoken.word for spoken in self.words)
 
 
-def plan_utterance(rng: np.random.Generator, turns: list[tuple[float, float]]) -> Utterance:
-    """Random words with pauses between them, inside the given turns (start, end) in seconds."""
+def plan_utterance(
+    rng: np.random.Generator, turns: list[tuple[float, float]], vocabulary: Sequence[str] = tuple(VOCABULARY)
+) -> Utterance:
+    """Random words of the vocabulary, two or more, with pauses, inside the given turns (start, end) in seconds."""
     words: list[SpokenWord] = []
     bounds: list[tuple[float, float]] = []
     controls: list[Phoneme] = []
@@ -111,7 +113,7 @@ def plan_utterance(rng: np.random.Generator, turns: list[tuple[float, float]]) -
     last = ""
     for time_s, end_s in turns:
         is_first = True
-        while word := _next_word(rng, last, end_s - time_s, is_first=is_first):
+        while word := _next_word(rng, vocabulary, last, end_s - time_s, is_first=is_first):
             phonemes = [PHONEMES[name] for name in VOCABULARY[word].split()]
             stretch, stress, accent, pause_s = rng.uniform((0.95, 0.65, 0.0, 0.1), (1.25, 1.0, 4.0, 0.3))
             stretch = min(stretch, (end_s - time_s) / _length_s(word))
@@ -128,11 +130,11 @@ def plan_utterance(rng: np.random.Generator, turns: list[tuple[float, float]]) -
     return Utterance(tuple(words), np.array(bounds), np.array(controls), np.array(accents))
 
 
-def _next_word(rng: np.random.Generator, last: str, room_s: float, *, is_first: bool) -> str:
+def _next_word(rng: np.random.Generator, vocabulary: Sequence[str], last: str, room_s: float, *, is_first: bool) -> str:
     """A random word that fits the room left, never the last one again; "" where none fits, but a turn has one word."""
-    words = [word for word in VOCABULARY if word != last and 0.9 * _length_s(word) <= room_s]
+    words = [word for word in vocabulary if word != last and 0.9 * _length_s(word) <= room_s]
     if not words and is_first:
-        words = [word for word in VOCABULARY if word != last]
+        words = [word for word in vocabulary if word != last]
     return words[int(rng.integers(len(words)))] if words else ""
 
 
