@@ -5,6 +5,7 @@ Nothing here imports torch, so that help, listings and printed configs answer at
 """
 
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from avlit.discovery import (
 )
 from avlit.errors import ConfigError
 from avlit.settings import Settings, read_words, read_yaml, setting
-from avlit.timing import Timing
+from avlit.timing import VIDEO_FACTORS, Timing
 
 __all__ = [
     "CheckpointConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "EmaConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Reads",
     "SampleConfig",
     "TrackingConfig",
     "TrainConfig",
@@ -51,6 +53,22 @@ __all__ = [
 ]
 
 
+UNWEIGHTED = ("none", "embedded")
+"""Codecs that read no folder of weights."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What of a sample a recipe's step reads besides the latents and features of the codecs that it names.
+
+    captions: styles of caption, one of which is drawn for each clip and step; a clip that has none of them gives the
+    caption that every clip has. reference_tokens: most latents of the reference sound, 0 for none.
+    """
+
+    captions: tuple[str, ...] = ("caption",)
+    reference_tokens: int = 0
+
+
 @dataclass
 class DataConfig:
     """Where clips come from and what they look like."""
@@ -63,7 +81,9 @@ class DataConfig:
     )
     batch_size: int = setting(24, "clips of one optimizer step, over all devices and accumulated micro-batches", low=1)
     buckets: dict[str, int] = setting(
-        factory=dict, about="shape FRAMESxHEIGHTxWIDTH -> its own batch size; shapes not named take batch_size", low=1
+        factory=dict,
+        about="shape FRAMESxHEIGHTxWIDTH, or length in ms -> its own batch size; shapes not named take batch_size",
+        low=1,
     )
     num_frames: int = setting(49, "frames of a clip, 4n+1", low=1)
     height: int = setting(480, "pixels, a multiple of 8", low=8)
@@ -81,32 +101,60 @@ class DataConfig:
     )
 
     def check(self) -> None:
-        """Raise ValueError where sizes and rates do not fit a causal video codec."""
-        shapes = {f"{self.num_frames}x{self.height}x{self.width}": "data"}
-        for shape in (*shapes, *self.buckets):
-            parts = shape.split("x")
-            if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-                raise ValueError(f"data.buckets.{shape}: a shape is FRAMESxHEIGHTxWIDTH, for example 49x480x720")
-            frames, height, width = map(int, parts)
-            where = "data.buckets: " if shape in self.buckets else "data."
-            try:
-                Timing(fps=self.fps, num_frames=frames, height=height, width=width, rate_hz=self.rate_hz)
-            except ValueError as error:
-                raise ValueError(f"{where}{error}") from error
+        """Raise ValueError for what a type cannot say."""
+        for shape in self.buckets:
+            if not re.fullmatch(r"\d+x\d+x\d+|\d+ms", shape):
+                raise ValueError(
+                    f"data.buckets.{shape}: a shape is FRAMESxHEIGHTxWIDTH, for example 49x480x720, or the length of "
+                    "sound without picture, for example 640ms"
+                )
         if self.subsets and not any(self.subsets.values()):
             raise ValueError("data.subsets: every weight is 0; give at least one subset a weight")
+
+    def timing(self, codec: str) -> Timing:
+        """The configured clip's arithmetic with a video codec; ValueError where its sizes do not fit the codec."""
+        try:
+            return self._timing(codec, self.num_frames, self.height, self.width)
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from error
+
+    def check_sizes(self, codec: str) -> None:
+        """Raise ValueError where a size does not fit a video codec."""
+        self.timing(codec)
+        for shape in self.buckets:
+            if "x" in shape:
+                try:
+                    self._timing(codec, *map(int, shape.split("x")))
+                except ValueError as error:
+                    raise ValueError(f"data.buckets: {error}") from error
+
+    def _timing(self, codec: str, num_frames: int, height: int, width: int) -> Timing:
+        temporal, spatial = VIDEO_FACTORS[codec]
+        return Timing(
+            fps=self.fps,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            rate_hz=self.rate_hz,
+            temporal_factor=temporal,
+            spatial_factor=spatial,
+        )
 
 
 @dataclass
 class CodecConfig:
-    """What turns pixels, sound and text into latents and features."""
+    """What turns pixels, sound and text into latents and features; a recipe leaves out what it does not read."""
 
-    video: Literal["embedded", "cogvideox"] = setting("embedded", "video codec; embedded needs no weights")
-    audio: Literal["embedded", "wav2vec2"] = setting("embedded", "encoder of the audio tracks")
-    text: Literal["embedded", "t5"] = setting("embedded", "text encoder")
-    video_weights: str | None = setting(None, "folder of the video codec", not_with=("codecs.video", "embedded"))
-    audio_weights: str | None = setting(None, "folder of the audio encoder", not_with=("codecs.audio", "embedded"))
-    text_weights: str | None = setting(None, "folder of the text encoder", not_with=("codecs.text", "embedded"))
+    video: Literal["none", "embedded", "cogvideox", "wan2.1", "wan2.2"] = setting(
+        "none", "video codec; embedded needs no weights"
+    )
+    audio: Literal["none", "embedded", "mmaudio"] = setting("none", "codec of the sound that is generated")
+    tracks: Literal["none", "embedded", "wav2vec2"] = setting("none", "encoder of the audio tracks that drive video")
+    text: Literal["embedded", "t5", "umt5"] = setting("embedded", "text encoder")
+    video_weights: str | None = setting(None, "folder of the video codec", not_with=("codecs.video", UNWEIGHTED))
+    audio_weights: str | None = setting(None, "folder of the audio codec", not_with=("codecs.audio", UNWEIGHTED))
+    tracks_weights: str | None = setting(None, "folder of the track encoder", not_with=("codecs.tracks", UNWEIGHTED))
+    text_weights: str | None = setting(None, "folder of the text encoder", not_with=("codecs.text", UNWEIGHTED))
 
 
 @dataclass
@@ -226,8 +274,19 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
 
+    @property
+    def reads(self) -> Reads:
+        """What of a sample the recipe's step reads."""
+        return Reads()
+
+    @property
+    def timing(self) -> Timing:
+        """Sizes and rates of the configured clip."""
+        return self.data.timing(self.codecs.video)
+
     def check(self) -> None:
         """Raise ValueError where sections do not fit each other."""
+        self.data.check_sizes(self.codecs.video)
         saves, best = self.checkpoint, self.checkpoint.best
         if best and (not self.validation.clips or saves.every % self.validation.every):
             raise ValueError(

@@ -13,7 +13,7 @@ from avlit.codecs.embedded_audio import SILENCE_POWER, mel_filters, power_spectr
 
 def contact_sheet(
     path: Path | str,
-    clips: Sequence[np.ndarray],
+    clips: Sequence[np.ndarray | None],
     *,
     waveforms: Sequence[np.ndarray],
     rate_hz: int,
@@ -22,7 +22,8 @@ def contact_sheet(
 ) -> None:
     """A PNG of several clips: for each its label, `columns` frames evenly spread in time, its mel spectrogram below.
 
-    clips: uint8 [F, H, W, 3] each, waveforms: mono [N] each at `rate_hz`. A frame stands over the sound of its time.
+    clips: uint8 [F, H, W, 3] each, or None for sound without picture; waveforms: mono [N] each at `rate_hz`. A frame
+    stands over the sound of its time.
     """
     if not len(clips) == len(waveforms) == len(labels) or not clips:
         raise ValueError(f"{len(clips)} clips, {len(waveforms)} waveforms, {len(labels)} labels: one of each per clip")
@@ -41,18 +42,19 @@ def contact_sheet(
     part.replace(path)
 
 
-def _sheet_row(frames: np.ndarray, waveform: np.ndarray, rate_hz: int, label: str, columns: int) -> Image.Image:
+def _sheet_row(frames: np.ndarray | None, waveform: np.ndarray, rate_hz: int, label: str, columns: int) -> Image.Image:
     """Label, frames and spectrogram of one clip; frames are 128 pixels high."""
-    shown = frames[((np.arange(columns) + 0.5) * len(frames) / columns).astype(int)]
-    height, sound_height, font = 128, 64, ImageFont.load_default(size=13)
-    width = max(1, round(frames.shape[2] * height / frames.shape[1]))
-    smooth = Image.Resampling.NEAREST if frames.shape[1] < height else Image.Resampling.LANCZOS
+    height, sound_height, font = (128 if frames is not None else 0), 64, ImageFont.load_default(size=13)
+    width = 128 if frames is None else max(1, round(frames.shape[2] * height / frames.shape[1]))
     lines = _wrapped(label, font, width=width * columns - 12, most=2)
     text_height = 17 * len(lines) + 7
     row = Image.new("RGB", (width * columns, text_height + height + sound_height + 6), "white")
     ImageDraw.Draw(row).multiline_text((6, 3), "\n".join(lines), fill="black", font=font, spacing=3)
-    for column, frame in enumerate(shown):
-        row.paste(Image.fromarray(frame).resize((width, height), smooth), (column * width, text_height))
+    if frames is not None:
+        shown = frames[((np.arange(columns) + 0.5) * len(frames) / columns).astype(int)]
+        smooth = Image.Resampling.NEAREST if frames.shape[1] < height else Image.Resampling.LANCZOS
+        for column, frame in enumerate(shown):
+            row.paste(Image.fromarray(frame).resize((width, height), smooth), (column * width, text_height))
     row.paste(_mel_picture(waveform, rate_hz).resize((row.width, sound_height)), (0, text_height + height))
     return row
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from avlit.contact_sheet import contact_sheet
 from avlit.errors import UserError
 from avlit.mp4 import MP4Writer, write_mp4
-from avlit.sound import fit, resample, to_mono
+from avlit.sound import fit, resample, to_mono, write_sound
 
 __all__ = [
     "MP4Writer",
@@ -34,6 +34,7 @@ __all__ = [
     "read_clip",
     "read_image",
     "write_mp4",
+    "write_sound",
 ]
 
 GAP_S = 0.02

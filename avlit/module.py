@@ -17,11 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from avlit.batch import AVBatch
 from avlit.checkpoints import Checkpoint
-from avlit.config import OptimizerConfig
+from avlit.config import OptimizerConfig, SampleConfig
 from avlit.inherit import check_base, check_same_parameters, restore_optimizer, restore_weights
 from avlit.objectives import Losses
 from avlit.randomness import Draws, seed_dropout
 from avlit.ranks import is_distributed
+from avlit.sampling import Latents
 
 
 def lr_factor(step: int, *, kind: str, steps: int, warmup: float, final: float) -> float:
@@ -88,14 +89,13 @@ class AVModule(pl.LightningModule):
         batch: AVBatch,
         *,
         seeds: Sequence[int],
-        steps: int,
-        guidance: float,
-        scheduler: str,
+        settings: SampleConfig,
         keyframes: Tensor | None = None,
         on_step: Callable[[], None] | None = None,
-    ) -> Tensor:
-        """Latents [B, C, T, h, w] generated for the batch's conditions, clip i from `seeds[i]` alone.
+    ) -> Latents:
+        """Latents generated for the batch's conditions, clip i from `seeds[i]` alone, of the shapes of the batch's own.
 
+        keyframes bool [B, T]: latent frames of `batch.video_latents` that are given; all others are generated.
         on_step: called after every step of the sampler; what it raises ends the sampling.
         """
 
@@ -111,6 +111,11 @@ class AVModule(pl.LightningModule):
     @abstractmethod
     def scheduler_settings(self) -> dict[str, Any]:
         """What a sampler of diffusers must know: the backbone's noise schedule and what it predicts."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of what a clip may be trained to do, by which losses are logged; none for a recipe of one task."""
+        return ()
 
     @property
     @abstractmethod

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,13 +12,17 @@ from torch import Tensor
 class Losses:
     """Per-sample losses of one micro-batch, before the one place that reduces and logs them (`AVModule`).
 
-    parts: modality -> loss [B]; the training loss is the sum over the parts of their means.
-    noise_level [B] in [0, 1]: 0 is clean, 1 is pure noise.
+    parts: modality -> loss [B]; the training loss is the sum over the parts of their means over the B clips.
+    noise_level [B] in [0, 1]: 0 is clean, 1 is pure noise. weights: part -> its factor in the training loss, 1 without.
+    applies: part -> the clips that it is of; the others' loss must be 0, and they are left out of what is logged.
+    tasks: what each clip was trained to do, for the log; empty where a recipe has one task.
     """
 
     parts: dict[str, Tensor]
     noise_level: Tensor
     weights: dict[str, float] = field(default_factory=dict)
+    applies: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     @property
     def total(self) -> Tensor:
@@ -86,6 +91,15 @@ def flow_velocity(clean: Tensor, noise: Tensor) -> Tensor:
 def shift_sigma(uniform: Tensor, shift: float) -> Tensor:
     """Noise levels [B] from uniform numbers in [0, 1): s u / (1 + (s - 1) u); a shift above 1 prefers high noise."""
     return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def unipc_sigma(uniform: np.ndarray, *, shift: float) -> Tensor:
+    """Noise levels [B], float32, from uniform numbers in [0, 1): entries of UniPC's table of 1000, all as likely.
+
+    The table is what diffusers' UniPC makes of a flow with this shift, from 0.999 down.
+    """
+    entry = torch.from_numpy(np.floor(1000 * uniform) + 1)
+    return shift_sigma(0.999 * entry / 1000, shift).float()
 
 
 def wan_scheduler_config(*, shift: float) -> dict[str, Any]:

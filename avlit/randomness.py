@@ -5,8 +5,10 @@ ranks, of loader workers or of accumulated micro-batches, and a resumed run draw
 """
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -62,6 +64,24 @@ class Draws:
             return self.uniform(name)
         golden = 0.6180339887498949  # the additive sequence with the lowest discrepancy: any number of slots is even
         return np.array([(0.5 + slot * golden) % 1.0 for slot in self.slots])
+
+    def turns(self, name: str, weights: Mapping[str, float]) -> list[str]:
+        """One of the names for each clip [B], in exact proportion to their weights over the steps of every slot.
+
+        The steps of a slot are cut into blocks in which each name has its share, in an order drawn for that slot and
+        block: the proportions are exact after every block whatever the number of ranks, and a resume goes on in the
+        middle of one. In a held-out measurement the slots take turns instead.
+        """
+        shares = [Fraction(str(weight)) for weight in weights.values()]
+        total = sum(shares)
+        length = math.lcm(*((share / total).denominator for share in shares))
+        block = [each for each, share in zip(weights, shares, strict=True) for _ in range(int(share / total * length))]
+        if not self.is_training:
+            order = numpy_generator(self.seed, "heldout", name).permutation(length)
+            return [block[order[slot % length]] for slot in self.slots]
+        number, place = divmod(self.step, length)
+        orders = [numpy_generator(self.seed, slot, number, name).permutation(length) for slot in self.slots]
+        return [block[order[place]] for order in orders]
 
     def happens(self, name: str, probability: float) -> np.ndarray:
         """True for each clip [B] with `probability`; never in a held-out measurement (conditions are kept)."""

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from avlit.errors import UserError
 from avlit.objectives import cogvideox_alphas_cumprod
+from avlit.randomness import numpy_generator
 from avlit.settings import nearest
 
 FLOW_EULER = "FlowMatchEulerDiscreteScheduler"
@@ -20,6 +22,29 @@ FLOW_SCHEDULERS = (
     "UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", FLOW_EULER,
 )  # fmt: skip
 """Tried on a model whose samples are known, as the tests do; others are taken where they pass the same checks."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What was generated: video [B, C, T, h, w] and audio [B, L, C]; None is what the recipe does not make."""
+
+    video: Tensor | None = None
+    audio: Tensor | None = None
+
+    def pack(self) -> Tensor:
+        """All in one [B, n], so that one sampler takes them through the same noise levels."""
+        return torch.cat([each.flatten(1) for each in (self.video, self.audio) if each is not None], dim=1)
+
+    def unpack(self, packed: Tensor) -> "Latents":
+        """The inverse of `pack` for latents of these shapes."""
+        sizes = [0 if each is None else each[0].numel() for each in (self.video, self.audio)]
+        parts = packed.split(sizes, dim=1)
+        return Latents(
+            *(
+                None if like is None else part.view(like.shape)
+                for like, part in zip((self.video, self.audio), parts, strict=True)
+            )
+        )
 
 
 class SchedulerError(UserError):
@@ -110,9 +135,22 @@ def _suited(settings: dict[str, Any]) -> str:
     return f"for this model use one of {', '.join(suited)}"
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: uncond + scale * (cond - uncond)."""
-    return unconditional + scale * (conditional - unconditional)
+def guide(predictions: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+    """Classifier-free guidance with one condition after the other (UniTalking, Eq. 2, for one).
+
+    predictions: of the model with no condition, with the first, with the first two, ...; scales: the weight of what
+    each condition adds to the ones before. v = v_0 + s_1 (v_1 - v_0) + s_2 (v_2 - v_1) + ...
+    """
+    guided = predictions[0]
+    for before, after, scale in zip(predictions[:-1], predictions[1:], scales, strict=True):
+        guided = guided + scale * (after - before)
+    return guided
+
+
+def start_noise(seeds: Sequence[int], like: Tensor, name: str = "sample") -> Tensor:
+    """Standard normal noise of the shape and device of `like` [B, ...], row i from `seeds[i]` and `name` alone."""
+    rows = [numpy_generator(seed, name).standard_normal(like.shape[1:], dtype="float32") for seed in seeds]
+    return torch.stack([torch.from_numpy(row) for row in rows]).to(like.device)
 
 
 def run_scheduler(

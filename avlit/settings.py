@@ -42,7 +42,8 @@ def setting(
 
     low, above, high: bounds of a number, or of each number of a list or mapping; `above` is exclusive.
     fixed: the recipe or the loader sets it, the command line may not.
-    only_with, not_with (key, value): it has an effect only while that other key has, or has not, that value.
+    only_with, not_with (key, value): it has an effect only while that other key has, or has not, that value, or one of
+    several in a tuple.
     """
     metadata = {
         "about": about,
@@ -145,9 +146,12 @@ class Settings:
         for key, text in words.items():
             leaf = self.leaves.get(key)
             for rule, is_wanted in ((leaf and leaf.only_with, True), (leaf and leaf.not_with, False)):
-                if rule is None or (OmegaConf.select(self.node, rule[0]) == rule[1]) is is_wanted:
+                if rule is None:
                     continue
                 other, wanted = rule
+                value = OmegaConf.select(self.node, other)
+                if (value in wanted if isinstance(wanted, tuple) else value == wanted) is is_wanted:
+                    continue
                 raise ConfigError(
                     f"{key}={text}: has no effect while {other}={as_word(OmegaConf.select(self.node, other))}; "
                     f"leave it out, or {'set' if is_wanted else 'change'} {other}"

@@ -1,6 +1,7 @@
 """Sampled sound as arrays: mixing down, resampling, cutting to length; what media files are read and written with."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -31,3 +32,12 @@ def resample(samples: np.ndarray, source_hz: int, rate_hz: int) -> np.ndarray:
 def fit(samples: np.ndarray, count: int) -> np.ndarray:
     """[N] -> [count]: cut at the end, or filled with silence."""
     return np.pad(samples[:count], (0, max(0, count - len(samples))))
+
+
+def write_sound(path: Path, waveform: np.ndarray, *, rate_hz: int) -> None:
+    """Mono sound [N] in [-1, 1] -> a WAV file of 16 bits, complete or not at all."""
+    import soundfile
+
+    part = path.with_name(f"{path.name}.part")
+    soundfile.write(part, np.clip(waveform, -1.0, 1.0), rate_hz, format="WAV", subtype="PCM_16")
+    part.replace(path)

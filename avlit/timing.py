@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+VIDEO_FACTORS = {"none": (4, 8), "embedded": (4, 8), "cogvideox": (4, 8), "wan2.1": (4, 8), "wan2.2": (4, 16)}
+"""Video codec -> how much it divides time and space; without one, the clip that the sound would belong to."""
+
+AUDIO_LATENTS_PER_S = {"embedded": 62.5, "mmaudio": 44100 / 1024}
+"""Audio codec -> latents a second."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -9,7 +15,7 @@ class Timing:
 
     fps: video frames a second. num_frames: frames of a clip, 1 modulo `temporal_factor` (causal codecs).
     height, width: pixels, multiples of `spatial_factor`. rate_hz: audio samples a second, mono.
-    temporal_factor, spatial_factor: the video codec's reduction (4 and 8 for CogVideoX and the embedded codec).
+    temporal_factor, spatial_factor: the video codec's reduction (VIDEO_FACTORS).
     """
 
     fps: float
@@ -59,3 +65,8 @@ class Timing:
     def latent_frame_of(self, frame: int) -> int:
         """The latent frame that holds pixel frame `frame` (causal windows {0}, {1..4}, {5..8}, ...)."""
         return 0 if frame == 0 else 1 + (frame - 1) // self.temporal_factor
+
+
+def audio_latents_of(codec: str, duration_s: float) -> int:
+    """About how many latents an audio codec makes of that much sound; the codec itself knows exactly."""
+    return round(duration_s * AUDIO_LATENTS_PER_S[codec])

@@ -29,7 +29,7 @@ def measure(word: str, *, num_clips: int) -> dict[str, tuple[float, float]]:
         load_weights_into(module.model, resolve_weights(run.path), ema=True)
         module.eval()
         clips = build_datamodule(config, shard_roots(config), encoders).heldout_samples(num_clips)
-        found = measure_lip_sync(module, clips, codec=encoders.video, settings=config.sample, seed=config.seed)
+        found = measure_lip_sync(module, clips, encoders=encoders, settings=config.sample, seed=config.seed)
         scores[subset] = (found["val/lip_sync"], found["val/lip_sync_shuffled"])
         print(f"{run.id}  {subset:20}  own {scores[subset][0]:.3f}  shuffled {scores[subset][1]:.3f}", flush=True)
     return scores

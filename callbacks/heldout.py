@@ -85,7 +85,7 @@ class HeldoutLoss(pl.Callback):
         """The means over all held-out clips as val/loss/…; the same on all ranks."""
         if self.batches is None:
             self.batches = self.load()
-        sums = LossSums(self.subsets, module.device)
+        sums = LossSums(self.subsets, module.device, tasks=module.tasks)
         module.eval()
         try:
             with self.ema.applied(module), trainer.precision_plugin.forward_context():

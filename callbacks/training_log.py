@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,26 +23,37 @@ Totals = dict[str, dict[str, tuple[float, float]]]
 
 
 class LossSums:
-    """Running sums of per-sample losses on the device: one row for each subset, noise level and the whole."""
+    """Running sums of per-sample losses on the device: a row for each subset, task, noise level and the whole.
 
-    def __init__(self, subsets: list[str], device: torch.device):
-        self.names = ["", *(f"subset/{name}" for name in subsets), *(f"noise/{i}" for i in range(NOISE_BINS))]
-        self.rows = {name: 1 + index for index, name in enumerate(subsets)}
-        self.first_bin = 1 + len(subsets)
+    tasks: the names that `Losses.tasks` can have.
+    """
+
+    def __init__(self, subsets: list[str], device: torch.device, *, tasks: Sequence[str] = ()):
+        groups = [*(f"subset/{name}" for name in subsets), *(f"task/{name}" for name in tasks)]
+        self.names = ["", *groups, *(f"noise/{i}" for i in range(NOISE_BINS))]
+        self.rows = {name: 1 + index for index, name in enumerate(groups)}
+        self.first_bin = 1 + len(groups)
         self.device = device
         self.sums: dict[str, Tensor] = {}  # of each part of the loss, [2, rows]: sum and count
 
     def add(self, losses: Losses, subsets: tuple[str, ...]) -> None:
         """Add one micro-batch; nothing is read back."""
-        rows = torch.tensor([self.rows[name] for name in subsets]).to(self.device, non_blocking=True)
+        groups = [[self.rows[f"subset/{name}"] for name in subsets]]
+        if losses.tasks:
+            groups.append([self.rows[f"task/{name}"] for name in losses.tasks])
+        rows = torch.tensor(groups).to(self.device, non_blocking=True)  # [1 or 2, B]
         bins = self.first_bin + (losses.noise_level * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
         for part, loss in losses.parts.items():
             loss = loss.detach().float()
             if part not in self.sums:
                 self.sums[part] = torch.zeros(2, len(self.names), device=self.device)
-            pair = torch.stack([loss, torch.ones_like(loss)])  # [2, B]: loss and count
+            count = torch.ones_like(loss)
+            if part in losses.applies:
+                count = torch.tensor(losses.applies[part], dtype=loss.dtype).to(self.device, non_blocking=True)
+            pair = torch.stack([loss, count])  # [2, B]
             self.sums[part][:, 0] += pair.sum(1)
-            self.sums[part].index_add_(1, rows, pair).index_add_(1, bins, pair)
+            for row in (*rows, bins):
+                self.sums[part].index_add_(1, row, pair)
 
     def take(self, other: "LossSums") -> None:
         """Add what another has counted, and empty it."""
@@ -122,7 +133,7 @@ class TrainingLog(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, AVModule)
-        self.sums, self.sums_of_step = (LossSums(self.subsets, module.device) for _ in range(2))
+        self.sums, self.sums_of_step = (LossSums(self.subsets, module.device, tasks=module.tasks) for _ in range(2))
         if self.restored and trainer.is_global_zero:  # it is the sum over all ranks
             self.sums.restore(self.restored["sums"])
             self.key_hash = self.restored["key_hash"]

@@ -8,13 +8,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avlit.batch import AVBatch
+from avlit.batch import AVBatch, Tracks
 from avlit.errors import UserError
+from avlit.randomness import numpy_generator
 from data.order import Order, SampleRef, ShardRange, Source, check_batch_size, clips_of_device
-from data.sample import TRACKS, DamagedSample, EncodedSample
+from data.sample import CAPTION, TRACKS, DamagedSample, EncodedSample
 from data.shards import ShardError, ShardSet
 
 _MAX_REPLACEMENTS = 256
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What of a sample gets into a batch.
+
+    text_tokens: L, the length that text is padded to. captions: styles, of which one that the clip has is drawn for
+    each clip and step; one that every clip has where it has none of them. reference_tokens: R, the length that the
+    reference sound is padded to or cut at, 0 for none; one of the clip's is drawn. seed: of both draws.
+    """
+
+    text_tokens: int
+    captions: tuple[str, ...] = (CAPTION,)
+    video: bool = True
+    audio: bool = False
+    tracks: bool = True
+    reference_tokens: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -22,13 +41,13 @@ class ReaderSettings:
     """All that decides what a training step reads; plain and hashable, so that it travels to worker processes.
 
     roots: shard folders. subsets: (name, weight) pairs. batch_sizes: one number, or (`FxHxW`, number) pairs.
-    text_tokens: L, the length that text is padded to. rank, devices, accumulate: how the global batch is divided.
+    contents: what of the samples is read. rank, devices, accumulate: how the global batch is divided.
     """
 
     roots: tuple[str, ...]
     subsets: tuple[tuple[str, float], ...]
     batch_size: int | tuple[tuple[str, int], ...]
-    text_tokens: int
+    contents: Contents
     seed: int
     group_shards: int = 4
     rank: int = 0
@@ -65,7 +84,7 @@ class BatchReader:
         damaged: list[DamagedSample] = []
         samples = [self._read(ref, damaged) for ref in refs]
         slots = tuple(ref.slot for ref in refs)
-        return Reading(collate(samples, step=step, slots=slots, text_tokens=self.settings.text_tokens), tuple(damaged))
+        return Reading(collate(samples, step=step, slots=slots, contents=self.settings.contents), tuple(damaged))
 
     def describe(self, number: int) -> str:
         """What micro-batch `number` is read from, for messages; opens no file."""
@@ -112,43 +131,92 @@ def training_sources(shards: ShardSet, subsets: Sequence[tuple[str, float]]) -> 
     return [Source(name, weight, tuple(ranges[name])) for name, weight in subsets]
 
 
-def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ...], text_tokens: int) -> AVBatch:
+def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ...], contents: Contents) -> AVBatch:
     """Samples of one shape -> AVBatch in float32, text padded with zeros to [B, text_tokens, D].
 
-    A clip without a second speaker gets zeros as `speech_second` and has_second False.
+    A clip without a second speaker gets zeros as `speech_second` and has_second False; so does one without a reference.
     Raises ValueError naming the sample whose text is too long or whose shapes differ from the first sample's.
     """
-    text = torch.zeros(len(samples), text_tokens, samples[0].text.shape[1])
-    for row, sample in zip(text, samples, strict=True):
-        tokens, width = sample.text.shape
-        if tokens > text_tokens or width != row.shape[1]:
+    styles = [_drawn_caption(*clip, step=step, contents=contents) for clip in zip(samples, slots, strict=True)]
+    texts = [sample.texts[style] for sample, style in zip(samples, styles, strict=True)]
+    text = torch.zeros(len(samples), contents.text_tokens, texts[0].shape[1])
+    for row, features, sample in zip(text, texts, samples, strict=True):
+        tokens, width = features.shape
+        if tokens > contents.text_tokens or width != row.shape[1]:
             raise UserError(
-                f"sample {sample.key}: its text is [{tokens}, {width}], the batch's [{text_tokens}, {row.shape[1]}]; "
+                f"sample {sample.key}: its text is [{tokens}, {width}], the batch's "
+                f"[{contents.text_tokens}, {row.shape[1]}]; "
                 "the shards were made with another text encoder or length than this run's"
             )
-        row[:tokens].copy_(torch.from_numpy(sample.text))
-    tracks = {name: _stack(samples, [getattr(sample, name) for sample in samples], name) for name in TRACKS}
-    silence = np.zeros_like(samples[0].speech)
-    seconds = [silence if sample.speech_second is None else sample.speech_second for sample in samples]
+        row[:tokens].copy_(torch.from_numpy(features))
+    reference = None
+    if contents.reference_tokens:
+        reference = _references(samples, slots, step=step, contents=contents)
     return AVBatch(
         keys=tuple(sample.key for sample in samples),
         subsets=tuple(sample.annotation.subset for sample in samples),
-        captions=tuple(sample.annotation.caption for sample in samples),
+        captions=tuple(sample.caption_of(style) for sample, style in zip(samples, styles, strict=True)),
+        duration_s=samples[0].annotation.seconds,
         step=step,
         slots=slots,
-        video_latents=_stack(samples, [sample.video_latents for sample in samples], "video_latents"),
         text=text,
-        text_lengths=torch.tensor([len(sample.text) for sample in samples]),
+        text_lengths=torch.tensor([len(features) for features in texts]),
+        video_latents=_field(samples, "video_latents") if contents.video else None,
+        audio_latents=_field(samples, "audio_latents") if contents.audio else None,
+        tracks=_tracks(samples) if contents.tracks else None,
+        reference=reference,
+        has_reference=tuple(bool(sample.references) for sample in samples) if contents.reference_tokens else (),
+    )
+
+
+def pinned(reading: Reading) -> Reading:
+    """The same reading in page-locked memory."""
+    return replace(reading, batch=reading.batch.pinned())
+
+
+def _drawn_caption(sample: EncodedSample, slot: int, *, step: int, contents: Contents) -> str:
+    styles = [style for style in contents.captions if style in sample.texts] or [CAPTION]
+    if len(styles) == 1:
+        return styles[0]
+    return styles[int(numpy_generator(contents.seed, step, slot, "caption").integers(len(styles)))]
+
+
+def _references(samples: Sequence[EncodedSample], slots: tuple[int, ...], *, step: int, contents: Contents) -> Tensor:
+    """One reference of each clip [B, R, C], zeros after its end; all zeros for a clip without any."""
+    width = _array(samples[0], "audio_latents").shape[1]
+    out = torch.zeros(len(samples), contents.reference_tokens, width)
+    for row, sample, slot in zip(out, samples, slots, strict=True):
+        if sample.references:
+            drawn = numpy_generator(contents.seed, step, slot, "reference").integers(len(sample.references))
+            latents = sample.references[int(drawn)][: contents.reference_tokens]
+            if latents.shape[1] != width:
+                raise UserError(
+                    f"sample {sample.key}: a reference of {latents.shape[1]} channels, its sound has {width}"
+                )
+            row[: len(latents)].copy_(torch.from_numpy(latents))
+    return out
+
+
+def _tracks(samples: Sequence[EncodedSample]) -> Tracks:
+    tracks = {name: _field(samples, name) for name in TRACKS}
+    silence = np.zeros_like(_array(samples[0], "speech"))
+    seconds = [silence if sample.speech_second is None else sample.speech_second for sample in samples]
+    return Tracks(
         **tracks,
         speech_second=_stack(samples, seconds, "speech_second"),
         has_second=tuple(sample.speech_second is not None for sample in samples),
     )
 
 
-def pinned(reading: Reading) -> Reading:
-    """The same reading in page-locked memory, so that its way to the device does not hold the training loop up."""
-    tensors = {name: value.pin_memory() for name, value in vars(reading.batch).items() if isinstance(value, Tensor)}
-    return replace(reading, batch=replace(reading.batch, **tensors))
+def _field(samples: Sequence[EncodedSample], name: str) -> Tensor:
+    return _stack(samples, [_array(sample, name) for sample in samples], name)
+
+
+def _array(sample: EncodedSample, name: str) -> np.ndarray:
+    array = getattr(sample, name)
+    if array is None:
+        raise UserError(f"sample {sample.key}: has no {name}; its shards were made without the codec for it")
+    return array
 
 
 def _stack(samples: Sequence[EncodedSample], arrays: Sequence[np.ndarray], name: str) -> Tensor:

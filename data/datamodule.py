@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from avlit.batch import AVBatch
 from avlit.errors import UserError
 from data.account import Account, of_rank
-from data.batches import BatchReader, ReaderSettings, collate
+from data.batches import BatchReader, Contents, ReaderSettings, collate
 from data.loader import TrainLoader
 from data.order import Mix
 from data.sample import Annotation, DamagedSample, EncodedSample
@@ -42,7 +42,7 @@ class AVDataModule(LightningDataModule):
     roots: one or several shard folders of one identity. expect: the identity that the run needs (codecs, rates), see
     `ShardSet.open`. subsets: weight of each subset in the mix; None mixes all in proportion to their clips.
     batch_size: clips of an optimizer step over all devices, one number or one for each shape `FxHxW`.
-    text_tokens: length that text is padded to. steps: the run's last step, None for no end.
+    contents: what of a sample a batch holds. steps: the run's last step, None for no end.
     start_step: the step to begin with, which is the whole state of the data. accumulate: micro-batches of a step.
     devices: the number of training processes; an attached trainer's own number and rank take its place.
     max_bad, timeout_s, max_restarts: what is borne of damage and of storage and workers that fail, see `TrainLoader`.
@@ -55,7 +55,7 @@ class AVDataModule(LightningDataModule):
         roots: Path | str | Sequence[Path | str],
         *,
         batch_size: int | Mapping[str, int],
-        text_tokens: int,
+        contents: Contents,
         seed: int,
         subsets: Mapping[str, float] | None = None,
         expect: Mapping[str, object] | None = None,
@@ -89,7 +89,7 @@ class AVDataModule(LightningDataModule):
             raise UserError(f"data.timeout_s={timeout_s}: must be above 0")
         self._roots = [roots] if isinstance(roots, str | Path) else list(roots)
         self._expect, self._subsets = dict(expect or {}), subsets
-        self._batch_size, self._text_tokens, self._seed = batch_size, text_tokens, seed
+        self._batch_size, self._contents, self._seed = batch_size, contents, seed
         self._accumulate, self._devices, self._group_shards = accumulate, devices, group_shards
         self._workers, self._prefetch, self._max_bad, self._pin_memory = workers, prefetch, max_bad, pin_memory
         self._timeout_s, self._max_restarts = timeout_s, max_restarts
@@ -154,7 +154,7 @@ class AVDataModule(LightningDataModule):
             roots=tuple(str(root) for root in self._roots),
             subsets=tuple(self.weights.items()),
             batch_size=sizes,
-            text_tokens=self._text_tokens,
+            contents=self._contents,
             seed=self._seed,
             group_shards=self._group_shards,
             rank=rank,
@@ -203,7 +203,7 @@ class AVDataModule(LightningDataModule):
         ]
 
     def _collate(self, samples: list[EncodedSample], slots: tuple[int, ...]) -> AVBatch:
-        return collate(samples, step=0, slots=slots, text_tokens=self._text_tokens)
+        return collate(samples, step=0, slots=slots, contents=self._contents)
 
     def _heldout(self, num_clips: int, *, sound: bool) -> list[EncodedSample]:
         """Reads clips by turns of the subsets; a subset that has no more, or a damaged clip, gives way to the next.

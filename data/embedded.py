@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avlit.errors import UserError
+from data.captions import STYLES
 from data.clip import SUBSETS
 from data.corpus import CorpusSettings, make_clip
 from data.corpus import identity as corpus_identity
@@ -33,18 +34,25 @@ HELDOUT_START = 1_000_000
 SHARD_SIZES = {"train": (32, 64), "heldout": (16, 64)}
 """Clips of a subset's first shard and of every further one: a run can start as soon as the small ones are there."""
 
+REFERENCE_TOKENS = 96
+"""Most latents of a reference sound that are stored, 1.5 s; a run reads as many as its model takes."""
+
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _SOURCES = ("data/corpus/*.py", "data/captions.py", "data/encode.py", "data/sample.py", "avlit/codecs/embedded_*.py")
 
 
 @dataclass(frozen=True)
 class EmbeddedSet:
-    """What decides the contents of an embedded shard set: settings, clips of each subset, seed, and the code itself."""
+    """What decides the contents of an embedded shard set: settings, clips of each subset, seed, and the code itself.
+
+    has_frames: False is a set of sound without picture.
+    """
 
     settings: CorpusSettings
     num_clips: int
     heldout_clips: int
     seed: int = 0
+    has_frames: bool = True
 
     def __post_init__(self) -> None:
         for key, value in (("data.num_clips", self.num_clips), ("data.heldout_clips", self.heldout_clips)):
@@ -61,12 +69,14 @@ class EmbeddedSet:
         """The manifest of the whole set, of all subsets, before anything is written."""
         settings = self.settings
         identity = {
-            **encoders.identity(fps=settings.fps, rate_hz=settings.rate_hz),
+            **self._used(encoders).identity(fps=settings.fps, rate_hz=settings.rate_hz),
             "corpus": corpus_identity(settings),
             "corpus_seed": self.seed,
             "corpus_source": source_hash(),
         }
         shape = f"{settings.num_frames}x{settings.height}x{settings.width}"
+        if not self.has_frames:
+            shape = f"{round(1000 * settings.num_samples / settings.rate_hz)}ms"
         shards = [
             Shard(f"{subset}-{split}-{number:06d}", split, subset, stop - start, shape)
             for subset in SUBSETS
@@ -83,8 +93,11 @@ class EmbeddedSet:
         start, stop = _ranges(shard.split, count)[_number(shard)]
         first = 0 if shard.split == "train" else HELDOUT_START
         for index in range(first + start, first + stop):
-            clip = make_clip(shard.subset, index, self.settings, self.seed)
-            yield encode_clip(clip, encoders, source=f"embedded corpus, {shard.subset} {index}")
+            clip = make_clip(shard.subset, index, self.settings, self.seed, has_frames=self.has_frames)
+            yield encode_clip(clip, self._used(encoders), source=f"embedded corpus, {shard.subset} {index}")
+
+    def _used(self, encoders: "Encoders") -> "Encoders":
+        return encoders if self.has_frames else replace(encoders, video=None, tracks=None)
 
 
 def ensure_embedded(
@@ -95,17 +108,19 @@ def ensure_embedded(
     num_clips: int,
     heldout_clips: int = 64,
     seed: int = 0,
+    has_frames: bool = True,
 ) -> Path:
     """The folder of the embedded shard set, with a background process writing what `subsets` still lack.
 
-    num_clips, heldout_clips: clips of each subset. Returns at once; `ShardSet` waits for the shards that it reads.
+    num_clips, heldout_clips: clips of each subset. has_frames: False for sound without picture.
+    Returns at once; `ShardSet` waits for the shards that it reads.
     Two runs at the same time share one writer, and a run goes on with what a killed writer left.
     Raises ValueError for an unknown subset or a number of clips that the corpus does not have.
     """
     for subset in subsets:
         if subset not in SUBSETS:
             raise UserError(f"data.subsets.{subset}: the embedded corpus has {', '.join(SUBSETS)}")
-    embedded = EmbeddedSet(settings, num_clips, heldout_clips, seed)
+    embedded = EmbeddedSet(settings, num_clips, heldout_clips, seed, has_frames)
     root = Path(cache_dir).resolve() / embedded.name
     root.mkdir(parents=True, exist_ok=True)
     for subset in subsets:
@@ -159,12 +174,19 @@ def source_hash() -> str:
 
 def embedded_encoders() -> "Encoders":
     """The codecs without weights, imported without those that need diffusers: the first clip must not wait for that."""
-    from avlit.codecs.embedded_audio import EmbeddedTrackEncoder
+    from avlit.codecs.embedded_audio import EmbeddedAudioCodec, EmbeddedTrackEncoder
     from avlit.codecs.embedded_text import EmbeddedTextEncoder
     from avlit.codecs.embedded_video import EmbeddedVideoCodec
     from data.encode import Encoders
 
-    return Encoders(video=EmbeddedVideoCodec(), tracks=EmbeddedTrackEncoder(), text=EmbeddedTextEncoder())
+    return Encoders(
+        text=EmbeddedTextEncoder(),
+        video=EmbeddedVideoCodec(),
+        audio=EmbeddedAudioCodec(),
+        tracks=EmbeddedTrackEncoder(),
+        captions=tuple(style for style in STYLES if style != "structured"),
+        reference_tokens=REFERENCE_TOKENS,
+    )
 
 
 def main(words: Sequence[str]) -> None:

@@ -1,58 +1,75 @@
-"""RawClip to EncodedSample: frames to latents, tracks to features, caption to text, through the codecs' interfaces."""
+"""RawClip to EncodedSample: frames and sound to latents, tracks to features, captions to text, through the codecs."""
 
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 import torch
 
-from avlit.codecs import TextEncoder, TrackEncoder, VideoCodec
+from avlit.codecs import AudioCodec, TextEncoder, TrackEncoder, VideoCodec
+from avlit.sound import resample
 from data.clip import RawClip
-from data.sample import Annotation, EncodedSample
+from data.sample import CAPTION, MAX_REFERENCES, TRACKS, Annotation, EncodedSample
 from data.shards import Identity
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """The three encoders that make a clip's latents, track features and text."""
+    """What makes a clip's text, latents and track features; None makes none.
 
-    video: VideoCodec
-    tracks: TrackEncoder
+    captions: styles of caption that are encoded where a clip has them, besides the one that every clip has.
+    reference_tokens: most latents of a reference sound that are kept, 0 for none.
+    """
+
     text: TextEncoder
+    video: VideoCodec | None = None
+    audio: AudioCodec | None = None
+    tracks: TrackEncoder | None = None
+    captions: tuple[str, ...] = ()
+    reference_tokens: int = 0
 
     def identity(self, *, fps: float, rate_hz: int) -> Identity:
-        """What a shard set made with these encoders is identified by."""
-        return {
-            "fps": float(fps),
-            "rate_hz": int(rate_hz),
-            "video_codec": self.video.identity,
-            "track_encoder": self.tracks.identity,
-            "text_encoder": self.text.identity,
-        }
+        """What a shard set made with these encoders is identified by, and what a run that has them needs of it."""
+        made = {"video_codec": self.video, "audio_codec": self.audio, "track_encoder": self.tracks}
+        identity: Identity = {"fps": float(fps), "rate_hz": int(rate_hz), "text_encoder": self.text.identity}
+        identity |= {name: codec.identity for name, codec in made.items() if codec is not None}
+        return identity | ({"references": MAX_REFERENCES} if self.reference_tokens else {})
 
 
 @torch.inference_mode()
 def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> EncodedSample:
-    """A clip with its tracks -> latents [C, T, h, w], features [F, K, D] of each track, text [L, D], and its sound.
+    """A clip with its tracks -> texts [L, D], latents [C, T, h, w] and [L, C], features [F, K, D] of each track, sound.
 
     Raises ValueError naming the clip's key if its frames or sound are not what a RawClip promises.
     """
-    num_frames, height, width = clip.frames.shape[:3]
-    expected = round(num_frames / clip.fps * clip.rate_hz)
-    for name in ("speech", "effects", "music", "speech_second"):
-        track = getattr(clip, name)
-        if track is not None and track.shape != (expected,):
-            raise ValueError(
-                f"clip {clip.key}: {name} has {list(track.shape)} samples; {num_frames} frames at {clip.fps} fps "
-                f"and {clip.rate_hz} Hz last {expected}"
+    tracks = {name: track for name in (*TRACKS, "speech_second") if (track := getattr(clip, name)) is not None}
+    num_frames, height, width = (0, 0, 0) if clip.frames is None else clip.frames.shape[:3]
+    expected = round(num_frames / clip.fps * clip.rate_hz) if num_frames else len(clip.speech)
+    for name, track in tracks.items():
+        if track.shape != (expected,):
+            lasting = (
+                f"{num_frames} frames at {clip.fps} fps and {clip.rate_hz} Hz last" if num_frames else "speech has"
             )
-    video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2).float().div(127.5).sub(1)  # [3, F, H, W]
-
-    def features(track: np.ndarray) -> np.ndarray:
-        return track_features(track, rate_hz=clip.rate_hz, encoder=encoders.tracks, num_frames=num_frames)
-
-    tracks = {name: features(getattr(clip, name)) for name in ("speech", "effects", "music")}
-    second = None if clip.speech_second is None else features(clip.speech_second)
+            raise ValueError(f"clip {clip.key}: {name} has {list(track.shape)} samples; {lasting} {expected}")
+    video_latents, features = None, {}
+    if encoders.video is not None:
+        if clip.frames is None:
+            raise ValueError(f"clip {clip.key}: sound without picture, for a shard set with a video codec")
+        video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2).float().div(127.5).sub(1)  # [3, F, H, W]
+        video_latents = encoders.video.encode(video[None])[0].float().numpy()
+    if encoders.tracks is not None:
+        features = {
+            name: track_features(track, rate_hz=clip.rate_hz, encoder=encoders.tracks, num_frames=num_frames)
+            for name, track in tracks.items()
+        }
+    audio_latents, references = None, []
+    if encoders.audio is not None:
+        audio_latents = sound_latents(clip.mix, rate_hz=clip.rate_hz, codec=encoders.audio)
+        if encoders.reference_tokens:
+            references = [
+                sound_latents(sound, rate_hz=clip.rate_hz, codec=encoders.audio)[: encoders.reference_tokens]
+                for sound in clip.references[:MAX_REFERENCES]
+            ]
+    captions = {style: clip.captions[style] for style in encoders.captions if style in clip.captions}
     annotation = Annotation(
         caption=clip.caption,
         transcript=clip.transcript,
@@ -62,27 +79,32 @@ def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> Encod
         num_frames=num_frames,
         height=height,
         width=width,
+        duration_s=0.0 if num_frames else expected / clip.rate_hz,
+        captions=captions,
         mouth_boxes=clip.mouth_boxes,
         truth=clip.truth,
         source=source,
     )
+    texts = {style: encoders.text.encode(text).float().numpy() for style, text in captions.items()}
     return EncodedSample(
         key=clip.key,
         annotation=annotation,
-        video_latents=encoders.video.encode(video[None])[0].float().numpy(),
-        text=encoders.text.encode(clip.caption).float().numpy(),
-        **tracks,
-        speech_second=second,
+        texts={CAPTION: encoders.text.encode(clip.caption).float().numpy(), **texts},
+        video_latents=video_latents,
+        audio_latents=audio_latents,
+        references=tuple(references),
         waveform=clip.mix.astype(np.float32),
+        **features,
     )
+
+
+def sound_latents(sound: np.ndarray, *, rate_hz: int, codec: AudioCodec) -> np.ndarray:
+    """A sound [N] at `rate_hz` -> latents [L, C] of an audio codec."""
+    waveform = torch.from_numpy(np.ascontiguousarray(resample(sound, rate_hz, codec.rate_hz), np.float32))
+    return codec.encode(waveform[None])[0].float().cpu().numpy()
 
 
 def track_features(track: np.ndarray, *, rate_hz: int, encoder: TrackEncoder, num_frames: int) -> np.ndarray:
     """A track [N] at `rate_hz` that covers `num_frames` of video -> features [F, K, D] at the video's frame rate."""
-    if rate_hz != encoder.rate_hz:
-        from scipy.signal import resample_poly
-
-        divisor = gcd(rate_hz, encoder.rate_hz)
-        track = resample_poly(track, encoder.rate_hz // divisor, rate_hz // divisor)
-    waveform = torch.from_numpy(np.ascontiguousarray(track, np.float32))
+    waveform = torch.from_numpy(np.ascontiguousarray(resample(track, rate_hz, encoder.rate_hz), np.float32))
     return encoder.encode(waveform, num_frames=num_frames).float().numpy()

@@ -18,13 +18,13 @@ SPLITS = ("train", "heldout")
 Identity = dict[str, str | int | float]
 
 _NAME = re.compile(r"[A-Za-z0-9_]+-(train|heldout)-\d{6}")
-_SHAPE = re.compile(r"\d{1,6}x\d{1,6}x\d{1,6}")
+_SHAPE = re.compile(r"\d{1,6}x\d{1,6}x\d{1,6}|\d{1,9}ms")
 _MOST_SAMPLES = 1_000_000  # of a shard: samples are shuffled by the manifest's word, before an index is read
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a set: `name` without folder and extension, samples all of one `shape` (`FxHxW`).
+    """One shard of a set: `name` without folder and extension, samples all of one `shape` (`FxHxW`, or `640ms`).
 
     size: bytes of the tar. digest: xxh3_128 of the index file. Both are unknown (0 and "") in a set that is
     planned first and written while it is read.
@@ -92,7 +92,7 @@ def _problem(shard: Shard) -> str | None:
     if not isinstance(shard.name, str) or not _NAME.fullmatch(shard.name) or shard.split not in SPLITS:
         return f"{shard.name!r} is no SUBSET-SPLIT-000000 shard name"
     if not isinstance(shard.subset, str) or not isinstance(shard.shape, str) or not _SHAPE.fullmatch(shard.shape):
-        return f"{shard.name}: of subset {shard.subset!r} and shape {shard.shape!r}, which is no FxHxW"
+        return f"{shard.name}: of subset {shard.subset!r} and shape {shard.shape!r}, which is no FxHxW or length in ms"
     if not is_count(shard.samples) or shard.samples > _MOST_SAMPLES:
         return f"{shard.name}: of {shard.samples!r} samples; a shard has up to {_MOST_SAMPLES}"
     return None

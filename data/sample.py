@@ -7,7 +7,9 @@ import io
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import TypeGuard
 
 import numpy as np
 
@@ -17,10 +19,14 @@ MEMBERS = ("flac", "json", "safetensors")
 """The allow-list: a shard with a member of another extension is refused, not skipped."""
 
 TRACKS = ("speech", "effects", "music")
-REQUIRED_FIELDS = ("video_latents", "text", *TRACKS)
-OPTIONAL_FIELDS = ("speech_second",)
+MAX_REFERENCES = 3
+CAPTION = "caption"
+"""The style of `Annotation.caption`, which every sample has."""
 
-_RANKS = {"video_latents": 4, "text": 2, "speech": 3, "effects": 3, "music": 3, "speech_second": 3}
+_RANKS = {"video_latents": 4, "audio_latents": 2, "speech": 3, "effects": 3, "music": 3, "speech_second": 3}
+_RANKS |= {f"reference.{number}": 2 for number in range(MAX_REFERENCES)}
+_TEXT = re.compile(r"text\.[a-z_]{1,32}")
+_FIELDS_OF_CODEC = {"video_codec": ("video_latents",), "audio_codec": ("audio_latents",), "track_encoder": TRACKS}
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _INFINITY = {2: ("<i2", "<u2", 0x7C00), 4: ("<i4", "<u4", 0x7F800000)}  # its bits, as whole numbers of either kind
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -41,9 +47,11 @@ class DamagedSample(Exception):
 class Annotation:
     """What is known about a clip besides its latents; `KEY.json` holds exactly these fields.
 
-    fps: video frames a second. rate_hz: audio samples a second. mouth_boxes: per frame, per person
-    (x1, y1, x2, y2) in pixels. truth: the embedded corpus's ground truth, empty for real clips.
-    source: where the clip came from, for people (file and time, or corpus index).
+    captions: further texts on the clip, by style (data/captions.py). fps: video frames a second, for sound alone those
+    of the video that it would go with. rate_hz: audio samples a second. num_frames, height, width: all 0 for sound
+    without picture, which has a duration_s instead. mouth_boxes: per frame, per person (x1, y1, x2, y2) in pixels.
+    truth: the embedded corpus's ground truth, empty for real clips. source: where the clip came from, for people (file
+    and time, or corpus index).
     """
 
     caption: str
@@ -54,45 +62,80 @@ class Annotation:
     num_frames: int
     height: int
     width: int
+    duration_s: float = 0.0
+    captions: dict[str, str] = field(default_factory=dict)
     mouth_boxes: list[list[tuple[float, float, float, float]]] = field(default_factory=list)
     truth: dict[str, object] = field(default_factory=dict)
     source: str = ""
 
     @property
     def shape(self) -> str:
-        """The bucket that the clip belongs to, `FxHxW` in frames and pixels."""
+        """The bucket that the clip belongs to: `FxHxW` in frames and pixels, or the length of sound alone, `640ms`."""
+        if not self.num_frames:
+            return f"{round(1000 * self.duration_s)}ms"
         return f"{self.num_frames}x{self.height}x{self.width}"
+
+    @property
+    def seconds(self) -> float:
+        """How long the clip lasts."""
+        return self.num_frames / self.fps if self.num_frames else self.duration_s
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One encoded clip.
+    """One encoded clip. What the shard set's codecs do not make is None.
 
-    Arrays are float16 or float32: video_latents [C, T, h, w]; text [L, D] without padding;
-    speech, effects, music and, with a second speaker, speech_second [F, K, D].
+    Arrays are float16 or float32: texts: style -> [L, D] without padding, with CAPTION among them;
+    video_latents [C, T, h, w]; audio_latents [L, C]; speech, effects, music and, with a second speaker, speech_second
+    [F, K, D]; references: up to three of [R, C], latents of other sounds of the speaker.
     waveform: the mixed sound, float32 [N] in [-1, 1] at `annotation.rate_hz`; None where it was not asked for.
     """
 
     key: str
     annotation: Annotation
-    video_latents: np.ndarray
-    text: np.ndarray
-    speech: np.ndarray
-    effects: np.ndarray
-    music: np.ndarray
+    texts: dict[str, np.ndarray]
+    video_latents: np.ndarray | None = None
+    audio_latents: np.ndarray | None = None
+    speech: np.ndarray | None = None
+    effects: np.ndarray | None = None
+    music: np.ndarray | None = None
     speech_second: np.ndarray | None = None
+    references: tuple[np.ndarray, ...] = ()
     waveform: np.ndarray | None = None
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Latents and features by field name, those that the sample has."""
-        named = {name: getattr(self, name) for name in REQUIRED_FIELDS + OPTIONAL_FIELDS}
+        """Latents and features by their names in the shard, those that the sample has."""
+        named = {name: getattr(self, name) for name in _RANKS if not name.startswith("reference.")}
+        named |= {f"text.{style}": text for style, text in self.texts.items()}
+        named |= {f"reference.{number}": latents for number, latents in enumerate(self.references)}
         return {name: array for name, array in named.items() if array is not None}
+
+    @classmethod
+    def of_arrays(
+        cls, key: str, annotation: Annotation, arrays: dict[str, np.ndarray], waveform: np.ndarray | None = None
+    ) -> "EncodedSample":
+        """The inverse of `arrays`."""
+        texts = {name.removeprefix("text."): array for name, array in arrays.items() if name.startswith("text.")}
+        references = tuple(arrays[name] for name in sorted(arrays) if name.startswith("reference."))
+        rest = {name: array for name, array in arrays.items() if name in _RANKS and not name.startswith("reference.")}
+        return cls(key, annotation, texts, references=references, waveform=waveform, **rest)
+
+    def caption_of(self, style: str) -> str:
+        """The text of a style."""
+        return self.annotation.caption if style == CAPTION else self.annotation.captions[style]
 
 
 _ANNOTATION_FIELDS = {f.name for f in fields(Annotation)}
 _TEXT_FIELDS = ("caption", "transcript", "subset", "source")
-_NUMBER_FIELDS = ("fps", "rate_hz", "num_frames", "height", "width")
+_NUMBER_FIELDS = ("fps", "rate_hz")
+_SIZE_FIELDS = ("num_frames", "height", "width")
+
+
+def required_fields(identity: Mapping[str, object]) -> tuple[str, ...]:
+    """What every sample of a shard set must have, by the codecs that made it."""
+    made = [name for codec, names in _FIELDS_OF_CODEC.items() if codec in identity for name in names]
+    return (f"text.{CAPTION}", *made)
 
 
 def check_key(key: object) -> None:
@@ -106,6 +149,10 @@ def check_sample(sample: EncodedSample) -> None:
     check_key(sample.key)
     if problem := _annotation_problem(vars(sample.annotation)):
         raise ValueError(f"sample {sample.key}: {problem}")
+    if len(sample.references) > MAX_REFERENCES:
+        raise ValueError(f"sample {sample.key}: {len(sample.references)} references; a sample has at most three")
+    if unwritten := sample.texts.keys() - sample.annotation.captions.keys() - {CAPTION}:
+        raise ValueError(f"sample {sample.key}: text.{min(unwritten)} is of no caption")
     for name, array in sample.arrays.items():
         if problem := _array_problem(name, array.shape):
             raise ValueError(f"sample {sample.key}: {problem}")
@@ -170,8 +217,8 @@ def unpack_arrays(data: np.ndarray, *, check_values: bool = True) -> dict[str, n
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if name not in _RANKS:
-            raise ValueError(f"field {name[:80]!r} is unknown; a sample has {', '.join(_RANKS)}")
+        if name not in _RANKS and not _TEXT.fullmatch(name):
+            raise ValueError(f"field {name[:80]!r} is unknown; a sample has text.STYLE, {', '.join(_RANKS)}")
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             if {*map(type, (*shape, begin, end))} != {int} or min(*shape, begin) < 0:
@@ -186,9 +233,6 @@ def unpack_arrays(data: np.ndarray, *, check_values: bool = True) -> dict[str, n
             raise ValueError(f"safetensors: the header's entry for {name} is malformed") from error
         if problem := _array_problem(name, shape):
             raise ValueError(problem)
-    for name in REQUIRED_FIELDS:
-        if name not in arrays:
-            raise ValueError(f"field {name} is missing")
     if check_values:
         _check_values(payload, arrays)
     return arrays
@@ -198,7 +242,7 @@ def unpack_waveform(data: bytes | memoryview, annotation: Annotation) -> np.ndar
     """The bytes of `KEY.flac` -> float32 [N] in [-1, 1]; ValueError if it is not the mono sound of such a clip."""
     import soundfile
 
-    longest = 2 * annotation.num_frames / annotation.fps + 1  # s; a few bytes of FLAC may claim terabytes of silence
+    longest = 2 * annotation.seconds + 1  # s; a few bytes of FLAC may claim terabytes of silence
     try:
         with soundfile.SoundFile(io.BytesIO(bytes(data))) as sound:
             if sound.channels != 1:
@@ -237,18 +281,32 @@ def _annotation_problem(values: dict[str, object]) -> str | None:
             return f"field {name} is missing or not text"
     for name in _NUMBER_FIELDS:
         number = values.get(name)
-        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 < number < math.inf:
+        if not _is_number(number) or not 0 < number < math.inf:
             return f"field {name} is missing or not a positive number"
+    sizes = [values.get(name) for name in _SIZE_FIELDS]
+    duration_s = values.get("duration_s", 0.0)
+    if not all(_is_number(size) and 0 <= size < math.inf for size in (*sizes, duration_s)):
+        return f"field {', '.join(_SIZE_FIELDS)} or duration_s is missing or not a number from 0"
+    if not (all(sizes) if not duration_s else not any(sizes)):
+        return f"{', '.join(_SIZE_FIELDS)} are {sizes} and duration_s {duration_s}: a clip has sizes, or a duration"
     if not isinstance(values.get("mouth_boxes", []), list) or not isinstance(values.get("truth", {}), dict):
         return "field mouth_boxes is not a list, or truth not an object"
+    captions = values.get("captions", {})
+    if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
+        return "field captions is not an object of texts"
     if not str(values["caption"]).strip():
         return "the caption is empty"
     return None
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _array_problem(name: str, shape: tuple[int, ...]) -> str | None:
-    if len(shape) != _RANKS[name]:
-        return f"{name} has shape {list(shape)}; expected {_RANKS[name]} axes"
+    rank = _RANKS.get(name, 2)  # of texts
+    if len(shape) != rank:
+        return f"{name} has shape {list(shape)}; expected {rank} axes"
     if 0 in shape[1:]:
         return f"{name} is empty, shape {list(shape)}"
     return None

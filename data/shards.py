@@ -17,7 +17,16 @@ import xxhash
 
 from data.live_writer import LOCK_NAME, wait_for
 from data.manifest import MANIFEST, Identity, Manifest, Shard, check_identity, read_manifest
-from data.sample import Annotation, DamagedSample, EncodedSample, unpack_annotation, unpack_arrays, unpack_waveform
+from data.sample import (
+    CAPTION,
+    Annotation,
+    DamagedSample,
+    EncodedSample,
+    required_fields,
+    unpack_annotation,
+    unpack_arrays,
+    unpack_waveform,
+)
 from data.shard_index import Member, ShardError, ShardIndex, checksum, index_path, parse_index
 from data.shard_writer import ShardWriter
 
@@ -44,6 +53,7 @@ class ShardSet:
         pairs = [(root, m.growing, shard) for root, m in zip(roots, manifests, strict=True) for shard in m.shards]
         self.shards = tuple(shard for _, _, shard in pairs)
         self.identity = dict(manifests[0].identity)
+        self._required = required_fields(self.identity)
         self._tars = [root / f"{shard.name}.tar" for root, _, shard in pairs]
         self._growing = [growing for _, growing, _ in pairs]
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
@@ -102,6 +112,10 @@ class ShardSet:
             annotation = unpack_annotation(views["json"].data)
             arrays = unpack_arrays(views["safetensors"], check_values=index not in opened.looked_through)
             waveform = unpack_waveform(views["flac"].data, annotation) if sound else None
+            if lacking := [field for field in self._required if field not in arrays]:
+                raise ValueError(f"field {lacking[0]} is missing")
+            if unwritten := [field for field in arrays if not _has_caption(field, annotation)]:
+                raise ValueError(f"field {unwritten[0]} is of no caption")
         except KeyError as error:
             raise DamagedSample(name, entry.key, f"member {entry.key}.{error.args[0]} is missing") from error
         except (ValueError, OSError) as error:
@@ -112,7 +126,7 @@ class ShardSet:
                 raise DamagedSample(name, entry.key, f"{key} is {value}, the shard set's is {self.identity[key]}")
         if annotation.shape != self.shards[shard].shape:
             raise DamagedSample(name, entry.key, f"shape {annotation.shape} in a shard of {self.shards[shard].shape}")
-        return EncodedSample(key=entry.key, annotation=annotation, waveform=waveform, **arrays)
+        return EncodedSample.of_arrays(entry.key, annotation, arrays, waveform)
 
     def key(self, shard: int, index: int) -> str:
         """A sample's key for messages: from the index, or its number where the shard has none to read."""
@@ -189,6 +203,11 @@ class _OpenShard:
                     raise ValueError("the bytes differ from their checksum")
                 self._verified.add(place.start)
         return [buffer[place.offset - start : place.end - start] for place in places]
+
+
+def _has_caption(field: str, annotation: Annotation) -> bool:
+    style = field.removeprefix("text.")
+    return not field.startswith("text.") or style == CAPTION or style in annotation.captions
 
 
 def _local(path: Path | str) -> Path:

@@ -202,11 +202,11 @@ def test_long_text_is_cut_and_empty_text_has_no_tokens() -> None:
 def test_unknown_codec_names_list_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"codecs.video=ltx: .* one of embedded, cogvideox, wan"):
         build_video_codec("ltx", tmp_path)
-    with pytest.raises(ValueError, match=r"codecs.audio=beats: .* one of embedded, wav2vec2"):
+    with pytest.raises(ValueError, match=r"codecs.tracks=beats: .* one of none, embedded, wav2vec2"):
         build_track_encoder("beats")
     with pytest.raises(ValueError, match=r"codecs.text=clip: .* one of embedded, t5, umt5"):
         build_text_encoder("clip")
-    with pytest.raises(ValueError, match=r"codecs.audio=encodec: .* one of embedded, mmaudio"):
+    with pytest.raises(ValueError, match=r"codecs.audio=encodec: .* one of none, embedded, mmaudio"):
         build_audio_codec("encodec")
     with pytest.raises(ValueError, match=r"codecs.video=cogvideox needs .* codecs.video_weights=FOLDER"):
         build_video_codec("cogvideox", None)

@@ -487,7 +487,7 @@ def test_released_codecs_make_a_long_clip_from_prompt_tracks_and_image(
     ]  # fmt: skip
     shape = ["data.num_frames=9", "data.height=32", "data.width=32", "data.fps=12", "sample.steps=2"]
     codecs = [f"codecs.{kind}_weights={cogvideox_folder}" for kind in ("video", "text")]
-    codecs.append(f"codecs.audio_weights={wav2vec2_folder}")
+    codecs.append(f"codecs.tracks_weights={wav2vec2_folder}")
     config = load_config(["recipe=mtv_stage2", "size=paper", *sizes, *shape, *codecs])
     encoders, module = build_encoders(config), build_module(config).eval()
     timing = Timing(fps=12, num_frames=9, height=32, width=32, rate_hz=16000)

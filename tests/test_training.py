@@ -264,7 +264,7 @@ def test_paper_settings_train_released_weights_on_prepared_clips(tmp_path, cogvi
     codecs = [
         f"codecs.video_weights={cogvideox_folder}",
         f"codecs.text_weights={cogvideox_folder}",
-        f"codecs.audio_weights={wav2vec2_folder}",
+        f"codecs.tracks_weights={wav2vec2_folder}",
     ]
     shape = ["data.num_frames=9", "data.height=32", "data.width=32", "data.fps=12"]
     shards = tmp_path / "shards"

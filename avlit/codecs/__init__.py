@@ -29,6 +29,10 @@ class AudioCodec(Protocol):
     channels: int
     rate_hz: int
 
+    def num_latents(self, duration_s: float) -> int:
+        """Latents L of that much sound."""
+        ...
+
     def encode(self, waveform: Tensor) -> Tensor:
         """[B, N] in [-1, 1] -> latents [B, L, D]."""
         ...

@@ -12,33 +12,47 @@ from avlit.codecs.mmaudio import MMAudioCodec
 from avlit.codecs.pretrained import CogVideoXCodec, T5Encoder, Wav2Vec2Encoder
 from avlit.codecs.wan import UMT5Encoder, WanCodec
 from avlit.errors import UserError
+from avlit.timing import VIDEO_FACTORS
 
-VIDEO_CODECS = ("embedded", "cogvideox", "wan")
-TRACK_ENCODERS = ("embedded", "wav2vec2")
+VIDEO_CODECS = ("none", "embedded", "cogvideox", "wan2.1", "wan2.2")
+TRACK_ENCODERS = ("none", "embedded", "wav2vec2")
 TEXT_ENCODERS = ("embedded", "t5", "umt5")
-AUDIO_CODECS = ("embedded", "mmaudio")
+AUDIO_CODECS = ("none", "embedded", "mmaudio")
 
 
 def build_video_codec(
     name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> VideoCodec:
-    """`embedded`, or `cogvideox` or `wan` from a diffusers `folder` with `vae/`; device and dtype place its weights."""
+) -> VideoCodec | None:
+    """`embedded`, or `cogvideox`, `wan2.1` or `wan2.2` from a diffusers `folder` with `vae/`; `none` is None.
+
+    device and dtype place its weights. UserError: the folder's VAE divides time or space by other factors.
+    """
+    if name == "none":
+        return None
     if name == "embedded":
         return EmbeddedVideoCodec()
     if name == "cogvideox":
         return CogVideoXCodec(_folder("video", name, folder), device=device, dtype=dtype)
-    if name == "wan":
-        return WanCodec(_folder("video", name, folder), device=device, dtype=dtype)
+    if name in ("wan2.1", "wan2.2"):
+        codec = WanCodec(_folder("video", name, folder), device=device, dtype=dtype)
+        if (codec.temporal_factor, codec.spatial_factor) != VIDEO_FACTORS[name]:
+            raise UserError(
+                f"codecs.video={name}: the VAE in {folder} divides space by {codec.spatial_factor}, that of {name} by "
+                f"{VIDEO_FACTORS[name][1]}; give codecs.video_weights={name}'s folder, or the other codecs.video"
+            )
+        return codec
     raise _unknown("codecs.video", name, VIDEO_CODECS)
 
 
-def build_track_encoder(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> TrackEncoder:
-    """`embedded`, or `wav2vec2` from a transformers `folder` of a wav2vec2 base model."""
+def build_track_encoder(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> TrackEncoder | None:
+    """`embedded`, or `wav2vec2` from a transformers `folder` of a wav2vec2 base model; `none` is None."""
+    if name == "none":
+        return None
     if name == "embedded":
         return EmbeddedTrackEncoder()
     if name == "wav2vec2":
-        return Wav2Vec2Encoder(_folder("audio", name, folder), device=device)
-    raise _unknown("codecs.audio", name, TRACK_ENCODERS)
+        return Wav2Vec2Encoder(_folder("tracks", name, folder), device=device)
+    raise _unknown("codecs.tracks", name, TRACK_ENCODERS)
 
 
 def build_text_encoder(
@@ -54,8 +68,10 @@ def build_text_encoder(
     raise _unknown("codecs.text", name, TEXT_ENCODERS)
 
 
-def build_audio_codec(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> AudioCodec:
-    """`embedded`, or `mmaudio` from a diffusers `folder` with `audio_vae/` and `vocoder/`."""
+def build_audio_codec(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> AudioCodec | None:
+    """`embedded`, or `mmaudio` from a diffusers `folder` with `audio_vae/` and `vocoder/`; `none` is None."""
+    if name == "none":
+        return None
     if name == "embedded":
         return EmbeddedAudioCodec()
     if name == "mmaudio":

@@ -111,6 +111,10 @@ class EmbeddedAudioCodec:
         self._filters = mel_filters(num_mels=self.channels, fft_size=self.fft_size, rate_hz=self.rate_hz)
         self._window = torch.hann_window(self.fft_size)
 
+    def num_latents(self, duration_s: float) -> int:
+        """Latents of that much sound, the last one filled up with silence."""
+        return -(-round(duration_s * self.rate_hz) // self.hop)
+
     def encode(self, waveform: Tensor) -> Tensor:
         """[B, N] in [-1, 1] at 16 kHz -> latents [B, L, 64], L = ceil(N / 256), latent l centred on its 256 samples."""
         if waveform.ndim != 2 or waveform.shape[1] == 0:

@@ -143,11 +143,11 @@ class Wav2Vec2Encoder:
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
         released = ("Wav2Vec2Model", "Wav2Vec2ForCTC", "Wav2Vec2ForPreTraining")
-        self._source, _ = model_folder("codecs.audio_weights", folder, "architectures", released)
+        self._source, _ = model_folder("codecs.tracks_weights", folder, "architectures", released)
 
         from transformers import Wav2Vec2Config
 
-        with as_user_error(f"codecs.audio_weights: {self._source / 'config.json'} cannot be read as Wav2Vec2Config"):
+        with as_user_error(f"codecs.tracks_weights: {self._source / 'config.json'} cannot be read as Wav2Vec2Config"):
             config = Wav2Vec2Config.from_pretrained(self._source, local_files_only=True)
             self._shortest = 1  # samples that give one feature of the convolutions
             for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
@@ -162,7 +162,7 @@ class Wav2Vec2Encoder:
         from transformers import Wav2Vec2Model
 
         unused = ("masked_spec_embed",)  # never used outside of training, and left out of some releases
-        return load_model("codecs.audio_weights", Wav2Vec2Model, self._source, torch.float32, unused).to(self._device)
+        return load_model("codecs.tracks_weights", Wav2Vec2Model, self._source, torch.float32, unused).to(self._device)
 
     @torch.no_grad()
     def encode(self, waveform: Tensor, *, num_frames: int) -> Tensor:
@@ -308,10 +308,10 @@ def _reads_normalised(source: Path, rate_hz: int) -> bool:
     path = source / "preprocessor_config.json"
     if not path.is_file():
         return True
-    settings = _read_json("codecs.audio_weights", path, "expected the file as released")
+    settings = _read_json("codecs.tracks_weights", path, "expected the file as released")
     if settings.get("sampling_rate", rate_hz) != rate_hz:
         raise UserError(
-            f"codecs.audio_weights: {path} wants sampling_rate={settings['sampling_rate']}; "
+            f"codecs.tracks_weights: {path} wants sampling_rate={settings['sampling_rate']}; "
             f"tracks are sent at {rate_hz}"
         )
     return bool(settings.get("do_normalize", True))

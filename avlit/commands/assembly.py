@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avlit.config import Config, ConfigError, recipe_module
+from avlit.config import CodecConfig, Config, ConfigError, Reads, recipe_module
 
 if TYPE_CHECKING:  # printing a config or starting the corpus writer must not wait for torch
     from avlit.module import AVModule
+    from data.batches import Contents
     from data.datamodule import AVDataModule
     from data.encode import Encoders
 
@@ -28,7 +29,11 @@ def shard_roots(config: Config) -> list[Path]:
         fps=data.fps, num_frames=data.num_frames, height=data.height, width=data.width, rate_hz=data.rate_hz
     )
     root = ensure_embedded(
-        Path(data.cache_dir), settings=settings, subsets=tuple(data.subsets) or SUBSETS, num_clips=data.num_clips
+        Path(data.cache_dir),
+        settings=settings,
+        subsets=tuple(data.subsets) or SUBSETS,
+        num_clips=data.num_clips,
+        has_frames=config.codecs.video != "none",
     )
     return [root]
 
@@ -37,15 +42,37 @@ def build_encoders(config: Config) -> Encoders:
     """The codecs that the config names; shards made by others are refused."""
     import torch
 
-    from avlit.codecs.build import build_text_encoder, build_track_encoder, build_video_codec
+    device = "cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return encoders_of(config.codecs, config.reads, device=device)
+
+
+def encoders_of(codecs: CodecConfig, reads: Reads, *, device: str) -> Encoders:
+    """The codecs of a section of a config, on `device`, and what else of a clip a recipe reads."""
+    from avlit.codecs.build import build_audio_codec, build_text_encoder, build_track_encoder, build_video_codec
     from data.encode import Encoders
 
-    codecs = config.codecs
-    device = "cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     return Encoders(
-        video=build_video_codec(codecs.video, codecs.video_weights, device=device),
-        tracks=build_track_encoder(codecs.audio, codecs.audio_weights, device=device),
         text=build_text_encoder(codecs.text, codecs.text_weights, device=device),
+        video=build_video_codec(codecs.video, codecs.video_weights, device=device),
+        audio=build_audio_codec(codecs.audio, codecs.audio_weights, device=device),
+        tracks=build_track_encoder(codecs.tracks, codecs.tracks_weights, device=device),
+        captions=tuple(style for style in reads.captions if style != "caption"),
+        reference_tokens=reads.reference_tokens,
+    )
+
+
+def batch_contents(config: Config, encoders: Encoders) -> Contents:
+    """What of a sample gets into the batches of a run."""
+    from data.batches import Contents
+
+    return Contents(
+        text_tokens=encoders.text.max_tokens,
+        captions=config.reads.captions,
+        video=encoders.video is not None,
+        audio=encoders.audio is not None,
+        tracks=encoders.tracks is not None,
+        reference_tokens=config.reads.reference_tokens,
+        seed=config.seed,
     )
 
 
@@ -74,7 +101,7 @@ def build_datamodule(
     return AVDataModule(
         roots,
         batch_size=batch_size,
-        text_tokens=encoders.text.max_tokens,
+        contents=batch_contents(config, encoders),
         seed=config.seed,
         subsets=data.subsets or None,
         expect=encoders.identity(fps=data.fps, rate_hz=data.rate_hz),

@@ -172,17 +172,19 @@ class CallbackSet:
     def _write_samples(self, step: int, is_last: bool) -> dict[str, float]:
         """Sample held-out clips; at the end measure lip sync on some. The metrics' file says that all is there."""
         settings, seed, check = self.config.sample, self.config.seed, self.stopping.check
-        folder, codec = self._samples_folder(step), self.encoders.video
+        folder, encoders = self._samples_folder(step), self.encoders
         if clips := self.datamodule.heldout_samples(settings.count):
             paths = write_clips(
-                self.module, clips, codec=codec, settings=settings, seed=seed, folder=folder, on_step=check
+                self.module, clips, encoders=encoders, settings=settings, seed=seed, folder=folder, on_step=check
             )
             for path in paths:
                 self.tracker.log_artifact(path, folder=f"samples/{folder.name}")
         metrics: dict[str, float] = {}
         if is_last and settings.sync_clips:
             measured = self.datamodule.heldout_samples(settings.sync_clips)
-            metrics = measure_lip_sync(self.module, measured, codec=codec, settings=settings, seed=seed, on_step=check)
+            metrics = measure_lip_sync(
+                self.module, measured, encoders=encoders, settings=settings, seed=seed, on_step=check
+            )
         self.tracker.log_metrics(metrics, step)
         write_metrics(folder / "metrics.json", metrics)
         return metrics

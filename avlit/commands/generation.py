@@ -24,9 +24,9 @@ from avlit.media import MediaClip, MP4Writer, read_image
 from avlit.module import AVModule
 from avlit.runs import Run, find_run
 from avlit.timing import Timing
-from data.batches import collate
+from data.batches import Contents, collate
 from data.encode import Encoders, track_features
-from data.sample import Annotation, EncodedSample
+from data.sample import CAPTION, Annotation, EncodedSample
 
 OnStep = Callable[[], None]
 KEPT_TEXTS = 16
@@ -60,6 +60,7 @@ class Generator:
         has_second: bool = False,
     ) -> None:
         codec = encoders.video
+        assert codec is not None
         if (codec.temporal_factor, codec.spatial_factor) != (timing.temporal_factor, timing.spatial_factor):
             raise UserError(
                 f"codecs.video: this codec divides time by {codec.temporal_factor} and space by "
@@ -83,7 +84,7 @@ class Generator:
         return cls(
             load_trained(config, checkpoint),
             build_encoders(config),
-            timing=clip_timing(config),
+            timing=config.timing,
             settings=config.sample,
             has_second=has_second_speaker(config),
         )
@@ -122,19 +123,19 @@ class Generator:
     def pieces(self, plan: Plan, *, on_step: OnStep | None = None) -> Iterator[Piece]:
         """Sample window after window; each is given the end of the one before, as its own codec encodes it."""
         codec, end = self.encoders.video, None
+        assert codec is not None
         for window in plan.windows:
             batch, keyframes = self._conditions(window, plan.soundtrack, end)
             latents = self.module.sample(
                 batch,
                 seeds=[window.seed],
-                steps=self.settings.steps,
-                guidance=self.settings.guidance,
-                scheduler=self.settings.scheduler,
+                settings=self.settings,
                 keyframes=keyframes if keyframes.any() else None,
                 on_step=on_step,
             )
+            assert latents.video is not None
             with torch.no_grad():
-                video = codec.decode(latents.float()).clamp(-1, 1).cpu()[0]  # [3, F, H, W]
+                video = codec.decode(latents.video.float()).clamp(-1, 1).cpu()[0]  # [3, F, H, W]
             end = video[:, -(1 + codec.temporal_factor) :]  # the last frames, for the next window
             frames = to_frames(video[:, window.given : window.given + window.count])
             yield Piece(frames, self._sound(window, plan.soundtrack))
@@ -153,6 +154,7 @@ class Generator:
         end [3, 1 + temporal_factor, H, W]: the frames that the window before ended with.
         """
         timing, encoders = self.timing, self.encoders
+        assert encoders.video is not None
         latents = torch.zeros(encoders.video.channels, timing.latent_frames, *timing.latent_size)
         keyframes = torch.zeros(1, timing.latent_frames, dtype=torch.bool)
         if window.given:
@@ -176,13 +178,13 @@ class Generator:
                 width=timing.width,
             ),
             video_latents=latents.numpy(),
-            text=self._text(window.prompt),
+            texts={CAPTION: self._text(window.prompt)},
             speech=tracks["speech"],
             effects=tracks["effects"],
             music=tracks["music"],
             speech_second=tracks["speech_second"] if "speech_second" in soundtrack.paths else None,
         )
-        batch = collate([sample], step=0, slots=(0,), text_tokens=encoders.text.max_tokens)
+        batch = collate([sample], step=0, slots=(0,), contents=Contents(text_tokens=encoders.text.max_tokens))
         return batch.to(self.module.device), keyframes.to(self.module.device)
 
     def _image_latent(self, path: Path, *, is_first: bool) -> Tensor:
@@ -193,6 +195,7 @@ class Generator:
         holds the picture for that long.
         """
         timing, codec = self.timing, self.encoders.video
+        assert codec is not None
         pixels = torch.from_numpy(read_image(path, size=(timing.height, timing.width)))
         picture = pixels.permute(2, 0, 1).float().div(127.5).sub(1)  # [3, H, W]
         still = picture[:, None].expand(-1, 1 + codec.temporal_factor, -1, -1)  # two latent frames
@@ -200,14 +203,13 @@ class Generator:
 
     def _features(self, name: str, window: Window, soundtrack: Soundtrack) -> np.ndarray:
         """Features [F, K, D] of a track in the window's time, as shards hold them."""
-        timing = self.timing
+        timing, encoder = self.timing, self.encoders.tracks
+        assert encoder is not None
         if name not in soundtrack.paths and self._silence is not None:
             return self._silence
         first = round(window.start / timing.fps * timing.rate_hz)
         sound = soundtrack.track(name, rate_hz=timing.rate_hz, first=first, count=timing.num_samples)
-        features = track_features(
-            sound, rate_hz=timing.rate_hz, encoder=self.encoders.tracks, num_frames=timing.num_frames
-        )
+        features = track_features(sound, rate_hz=timing.rate_hz, encoder=encoder, num_frames=timing.num_frames)
         if name not in soundtrack.paths:
             self._silence = features
         return features
@@ -252,12 +254,6 @@ class Generator:
 def run_config(run: Run, words: Sequence[str]) -> Config:
     """The run's config with further words over it."""
     return from_yaml(run.read_config(), words=words, source=str(run.config_path))
-
-
-def clip_timing(config: Config) -> Timing:
-    """Sizes and rates of the clips that a run was trained on."""
-    data = config.data
-    return Timing(fps=data.fps, num_frames=data.num_frames, height=data.height, width=data.width, rate_hz=data.rate_hz)
 
 
 def has_second_speaker(config: Config) -> bool:

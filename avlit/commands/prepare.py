@@ -23,7 +23,7 @@ def main(words: Sequence[str]) -> int:
     from data.prepare.separation import build_separator
 
     separator = build_separator(config.separator)
-    encoders = build_encoders(config)
+    encoders = encoders_of(config)
     try:
         report = prepare(
             Path(config.source),
@@ -49,19 +49,13 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def build_encoders(config: PrepareConfig) -> Encoders:
+def encoders_of(config: PrepareConfig) -> Encoders:
     """The codecs that the config names, on the GPU where there is one."""
     import torch
 
-    from avlit.codecs.build import build_text_encoder, build_track_encoder, build_video_codec
-    from data.encode import Encoders
+    from avlit.commands import assembly
 
-    codecs, device = config.codecs, "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return Encoders(
-            video=build_video_codec(codecs.video, codecs.video_weights, device=device),
-            tracks=build_track_encoder(codecs.audio, codecs.audio_weights, device=device),
-            text=build_text_encoder(codecs.text, codecs.text_weights, device=device),
-        )
+        return assembly.encoders_of(config.codecs, config.reads, device="cuda" if torch.cuda.is_available() else "cpu")
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # a wrong word must not wait for torch
 
 RUN_KEYS = ("run", "runs_dir", "out", "seed", "sample.steps", "sample.guidance", "sample.scheduler")
 PLACE_KEYS = (
-    "model.weights", "codecs.video_weights", "codecs.audio_weights", "codecs.text_weights", "train.accelerator",
-    "train.threads",
+    "model.weights", "codecs.video_weights", "codecs.audio_weights", "codecs.tracks_weights", "codecs.text_weights",
+    "train.accelerator", "train.threads",
 )  # fmt: skip
 """Where weights lie on this machine, and what computes."""
 HELDOUT_KEYS = ("sample.count", "data.root", "data.cache_dir", "data.subsets", "data.num_clips")
@@ -140,10 +140,10 @@ def newest_checkpoint(run: Run, config: Config) -> Checkpoint:
 
 def planner(config: Config) -> Callable[[Request], Plan]:
     """Checks requests before the weights are read, so that a mistake is answered at once."""
-    from avlit.commands.generation import clip_timing, has_second_speaker
+    from avlit.commands.generation import has_second_speaker
     from avlit.commands.plan import plan_clip
 
-    timing, has_second = clip_timing(config), has_second_speaker(config)
+    timing, has_second = config.timing, has_second_speaker(config)
     return lambda request: plan_clip(request, timing=timing, has_second=has_second)
 
 
@@ -200,7 +200,7 @@ def sample_heldout(run: Run, words: Mapping[str, str]) -> int:
     encoders = build_encoders(config)
     module = load_trained(config, checkpoint)
     clips = build_datamodule(config, roots, encoders).heldout_samples(config.sample.count)
-    paths = write_clips(module, clips, codec=encoders.video, settings=config.sample, seed=config.seed, folder=folder)
+    paths = write_clips(module, clips, encoders=encoders, settings=config.sample, seed=config.seed, folder=folder)
     for path in paths:
         print(path)
     return 0

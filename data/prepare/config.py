@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from avlit.config import CodecConfig, load_config
+from avlit.config import CodecConfig, Reads, load_config
 from avlit.settings import Settings, read_words, setting
 from avlit.timing import Timing
 from data.clip import SUBSETS
@@ -54,6 +54,11 @@ class PrepareConfig:
     shard_samples: int = setting(256, "most samples of one shard", low=1)
     data: WindowConfig = field(default_factory=WindowConfig)
     codecs: CodecConfig = field(default_factory=CodecConfig)
+
+    @property
+    def reads(self) -> Reads:
+        """What the recipe's step reads of a sample."""
+        return load_config([f"recipe={self.recipe}", f"size={self.size}"]).reads
 
     @property
     def stride_frames(self) -> int:

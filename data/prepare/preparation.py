@@ -28,7 +28,7 @@ from data.prepare.report import FileReport, Report
 from data.prepare.separation import Separator
 from data.prepare.splits import Splitter
 from data.prepare.windows import ClipWindows
-from data.sample import EncodedSample
+from data.sample import CAPTION, EncodedSample
 from data.shards import ShardWriter
 
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
@@ -176,7 +176,7 @@ def _samples(
         )
         source = f"{source}; {description.origin}" if description.origin else source
         sample = encode_clip(clip, encoders, source=source)
-        if not is_cut and len(sample.text) >= encoders.text.max_tokens:
+        if not is_cut and len(sample.texts[CAPTION]) >= encoders.text.max_tokens:
             is_cut = True
             file.notes.append(f"its caption fills the text encoder's {encoders.text.max_tokens} tokens, more is cut")
         yield sample

@@ -6,7 +6,16 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from avlit.config import Config, EmaConfig, ModelConfig, OptimizerConfig, SampleConfig, TrainConfig, setting
+from avlit.config import (
+    CodecConfig,
+    Config,
+    EmaConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+    setting,
+)
 from avlit.models.sizes import MSTControlNetConfig
 
 
@@ -17,6 +26,15 @@ class MTVModel(MSTControlNetConfig, ModelConfig):
     trainable: Literal["paper", "control", "all"] = setting(
         "paper", "paper: control and backbone attention (MTV, 4.3); control: backbone frozen (W/o TB); all"
     )
+
+
+@dataclass
+class MTVCodecs(CodecConfig):
+    """What MTV reads: video that three tracks drive; their sound is the clip's, so none is generated."""
+
+    video: Literal["embedded", "cogvideox", "wan2.1"] = setting("embedded", "video codec; embedded needs no weights")
+    audio: Literal["none"] = setting("none", "MTV generates no sound", fixed=True)
+    tracks: Literal["embedded", "wav2vec2"] = setting("embedded", "encoder of the audio tracks")
 
 
 @dataclass
@@ -69,6 +87,7 @@ def _sample() -> SampleConfig:
 class MTVConfig(Config):
     """A stage of MTV. Clips of 49 frames, 480x720, 24 a second, 24 in a batch (MTV, Section 4.3) are the core's own."""
 
+    codecs: MTVCodecs = field(default_factory=MTVCodecs)
     model: MTVModel = field(default_factory=MTVModel)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
     train: TrainConfig = field(default_factory=_train)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from avlit.batch import AVBatch
 from avlit.codecs.pretrained import fingerprint
+from avlit.conditioning import kept
+from avlit.config import SampleConfig
 from avlit.models.mst_controlnet import MSTControlNet, build_mst_controlnet, mtv_trainable
 from avlit.models.pretrained import load_backbone
 from avlit.module import AVModule
@@ -26,9 +28,8 @@ from avlit.objectives import (
     velocity,
     wan_scheduler_config,
 )
-from avlit.randomness import Draws, numpy_generator
-from avlit.sampling import build_scheduler, guide, run_scheduler
-from avlit.timing import Timing
+from avlit.randomness import Draws
+from avlit.sampling import Latents, build_scheduler, guide, run_scheduler, start_noise
 from recipes.mtv.config import MTVConfig
 from recipes.mtv.keyframes import keyframe_mask
 
@@ -64,15 +65,13 @@ class MTV(AVModule):
     @property
     def tokens_per_sample(self) -> int:
         """Video tokens of the configured clip and the padded text."""
-        data, model = self.config.data, self.config.model
-        timing = Timing(
-            fps=data.fps, num_frames=data.num_frames, height=data.height, width=data.width, rate_hz=data.rate_hz
-        )
-        return timing.video_tokens(model.patch_size) + model.max_text_tokens
+        model = self.config.model
+        return self.config.timing.video_tokens(model.patch_size) + model.max_text_tokens
 
     def step(self, batch: AVBatch, draws: Draws) -> Losses:
         """Noise the clip, predict v from text and the three tracks, compare (MTV, Eq. 1 with the code's v target)."""
         clean = batch.video_latents  # [B, C, T, h, w]
+        assert clean is not None
         batch = self._drop_conditions(batch, draws)
         noise = draws.normal("noise", clean)
         noisy, target, timestep = self.noised(clean, noise, draws.times())
@@ -102,19 +101,21 @@ class MTV(AVModule):
 
     def _drop_conditions(self, batch: AVBatch, draws: Draws) -> AVBatch:
         """Replace the text, or all tracks together, by zeros for some clips: what guidance contrasts with."""
-        keep_text = torch.from_numpy(~draws.happens("drop_text", self.config.dropout.text))
-        keep_tracks = torch.from_numpy(~draws.happens("drop_tracks", self.config.dropout.tracks))
+        keep_text = ~draws.happens("drop_text", self.config.dropout.text)
+        keep_tracks = ~draws.happens("drop_tracks", self.config.dropout.tracks)
         return mute(batch, keep_text=keep_text, keep_tracks=keep_tracks)
 
     def _predict(self, batch: AVBatch, noisy: Tensor, timestep: Tensor, keyframes: Tensor | None) -> Tensor:
+        tracks = batch.tracks
+        assert tracks is not None
         return self.model(
             noisy,
             timestep=timestep,
             text=batch.text,
-            speech=batch.speech,
-            effects=batch.effects,
-            music=batch.music,
-            speech_second=batch.speech_second if any(batch.has_second) else None,
+            speech=tracks.speech,
+            effects=tracks.effects,
+            music=tracks.music,
+            speech_second=tracks.speech_second if any(tracks.has_second) else None,
             keyframe_mask=keyframes,
         )
 
@@ -131,22 +132,20 @@ class MTV(AVModule):
         batch: AVBatch,
         *,
         seeds: Sequence[int],
-        steps: int,
-        guidance: float,
-        scheduler: str,
+        settings: SampleConfig,
         keyframes: Tensor | None = None,
         on_step: Callable[[], None] | None = None,
-    ) -> Tensor:
-        """Latents [B, C, T, h, w] for the batch's prompts and tracks, one seed a clip.
+    ) -> Latents:
+        """Video latents for the batch's prompts and tracks; the sound that goes with them is the tracks' own.
 
-        Guidance contrasts text and tracks together with neither (MTV's code; 3.5). keyframes bool [B, T]: latent
-        frames of `batch.video_latents` that are given; all others are generated. on_step: called after every step.
+        Guidance contrasts text and tracks together with neither (MTV's code; 3.5).
         """
         given = batch.video_latents
-        rows = [numpy_generator(seed, "sample").standard_normal(given.shape[1:], dtype="float32") for seed in seeds]
-        noise = torch.stack([torch.from_numpy(row) for row in rows]).to(given.device)
-        sampler = build_scheduler(scheduler, self.scheduler_settings, steps=steps, device=given.device)
-        nothing = torch.zeros(len(batch), dtype=torch.bool)
+        assert given is not None
+        sampler = build_scheduler(
+            settings.scheduler, self.scheduler_settings, steps=settings.steps, device=given.device
+        )
+        nothing = np.zeros(len(batch), dtype=bool)
         without = mute(batch, keep_text=nothing, keep_tracks=nothing)
         frames = None if keyframes is None else keyframes[:, None, :, None, None]  # [B, 1, T, 1, 1]
 
@@ -155,30 +154,28 @@ class MTV(AVModule):
                 latents = torch.where(frames, given, latents)
             times = torch.full((len(batch),), timestep, device=latents.device)
             conditional = self._predict(batch, latents, times, keyframes)
-            if guidance == 1.0:
+            if settings.guidance == 1.0:
                 return conditional
-            return guide(conditional, self._predict(without, latents, times, keyframes), guidance)
+            return guide([self._predict(without, latents, times, keyframes), conditional], [settings.guidance])
 
         generators = [torch.Generator(device=given.device).manual_seed(seed) for seed in seeds]
+        noise = start_noise(seeds, given)
         latents = run_scheduler(predict, noise=noise, scheduler=sampler, generators=generators, on_step=on_step)
-        return latents if frames is None else torch.where(frames, given, latents)
+        return Latents(video=latents if frames is None else torch.where(frames, given, latents))
 
 
-def mute(batch: AVBatch, *, keep_text: Tensor, keep_tracks: Tensor) -> AVBatch:
+def mute(batch: AVBatch, *, keep_text: np.ndarray, keep_tracks: np.ndarray) -> AVBatch:
     """The batch with the text, or the three tracks, of some clips set to zero. keep_* bool [B] on the host."""
-    if keep_text.all() and keep_tracks.all():
-        return batch
-    device = batch.text.device
-    text = keep_text.to(batch.text.dtype).to(device, non_blocking=True)[:, None, None]
-    tracks = keep_tracks.to(batch.speech.dtype).to(device, non_blocking=True)[:, None, None, None]
-    return replace(
-        batch,
-        text=batch.text * text,
-        speech=batch.speech * tracks,
-        effects=batch.effects * tracks,
-        music=batch.music * tracks,
-        speech_second=batch.speech_second * tracks,
+    tracks = batch.tracks
+    assert tracks is not None
+    muted = replace(
+        tracks,
+        speech=kept(tracks.speech, keep_tracks),
+        effects=kept(tracks.effects, keep_tracks),
+        music=kept(tracks.music, keep_tracks),
+        speech_second=kept(tracks.speech_second, keep_tracks),
     )
+    return replace(batch, text=kept(batch.text, keep_text), tracks=muted)
 
 
 build = MTV
