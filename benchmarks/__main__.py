@@ -1,6 +1,6 @@
 """`just bench`: every measurement that takes no trained run, one after the other."""
 
-from benchmarks import checkpoints, loop, reading, resume, resume_position, tracking
+from benchmarks import checkpoints, joint, loop, reading, resume, resume_position, tracking
 
 if __name__ == "__main__":
     reading.main([])
@@ -9,3 +9,4 @@ if __name__ == "__main__":
     checkpoints.main([])
     tracking.main([])
     loop.main([])
+    joint.main([])
