@@ -4,12 +4,15 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.captions import mtv_caption
+from avlit.codecs.embedded_text import WORD, EmbeddedTextEncoder
+from data.captions import STYLES
 from data.clip import SUBSETS, RawClip
 from data.corpus import (
     TRACKS,
@@ -21,8 +24,10 @@ from data.corpus import (
     reference_audio,
     reference_image,
 )  # fmt: skip
+from data.corpus.dialogue import NUM_REFERENCES, REFERENCE_MARGIN_S, plan_reference
+from data.corpus.settings import stream
 from data.corpus.sounding_objects import BALLS
-from data.corpus.voice import Timbre, plan_utterance, synthesise
+from data.corpus.voice import VOCABULARY, Timbre, plan_utterance, synthesise
 
 SETTINGS = CorpusSettings()
 ROOT = Path(__file__).parents[1]
@@ -70,6 +75,14 @@ def darkness(clip: RawClip, person: int) -> np.ndarray:
         x1, y1, x2, y2 = (round(edge) for edge in boxes[person])
         shares.append((frame[y1:y2, x1:x2].mean(-1) < 55).mean())
     return np.array(shares)
+
+
+def pitch_hz(sound: np.ndarray) -> float:
+    """Independent of the corpus: the median pitch of the loud windows of 0.1 s, by autocorrelation."""
+    pieces = np.lib.stride_tricks.sliding_window_view(sound.astype(np.float64), 1600)[::800]
+    loud = [piece for piece in pieces if np.sqrt(np.mean(piece**2)) > 0.04]
+    likeness = [np.correlate(piece, piece, "full")[1599:] for piece in loud]
+    return float(np.median([16000 / (np.argmax(lags[50:220]) + 50) for lags in likeness]))
 
 
 @pytest.mark.parametrize("subset", SUBSETS)
@@ -282,6 +295,111 @@ def test_words_lie_inside_the_clip_and_where_the_voice_sounds() -> None:
         assert clip.truth == json.loads(json.dumps(clip.truth))
 
 
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_sound_without_picture_is_the_same_clip(subset: str) -> None:
+    for index in range(6):
+        seen, heard = make_clip(subset, index, SETTINGS), make_clip(subset, index, SETTINGS, has_frames=False)
+        assert heard.frames is None and heard.mouth_boxes == []
+        assert clip_hash(replace(seen, frames=None, mouth_boxes=[])) == clip_hash(heard)
+        mute = make_clip(subset, index, SETTINGS, has_frames=False, has_references=False)
+        assert clip_hash(replace(heard, references=())) == clip_hash(mute)
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_references_speak_as_loud_as_the_clip_from_the_start_on(subset: str) -> None:
+    for clip in (make_clip(subset, index, SETTINGS, has_frames=False) for index in range(20)):
+        assert len(clip.references) == (NUM_REFERENCES if clip.transcript else 0)
+        for sound in clip.references:
+            assert sound.dtype == np.float32 and sound.ndim == 1 and np.abs(sound).max() <= 1
+            assert np.array_equal(np.rint(sound * 32768), sound * 32768), "not on the grid of 16-bit samples"
+            assert 0.75 * 16000 < len(sound) <= SETTINGS.reference_s * 16000
+            assert np.sqrt(np.mean(sound[:3200] ** 2)) > 0.015 and np.sqrt(np.mean(sound[-3200:] ** 2)) > 0.015
+            own = max(np.sqrt(np.mean(voice[np.abs(voice) > 0.01] ** 2)) for voice in voices(clip))
+            assert 0.4 < np.sqrt(np.mean(sound[np.abs(sound) > 0.01] ** 2)) / own < 2.5
+
+
+@pytest.mark.parametrize("subset", ["basic_face", "multiple_characters"])
+def test_references_have_the_pitch_of_who_speaks_most(subset: str) -> None:
+    off = []
+    for clip in (make_clip(subset, index, SETTINGS, has_frames=False) for index in range(12)):
+        spoken = [0.0, 0.0]
+        for word in clip.truth["words"]:  # type: ignore[union-attr]
+            spoken[word["person"]] += word["end_s"] - word["start_s"]
+        f0_hz = clip.truth["timbre"][int(np.argmax(spoken))]["f0_hz"]  # type: ignore[index]
+        off += [np.log2(pitch_hz(sound) / f0_hz) for sound in clip.references]
+    assert np.abs(off).max() < 0.4, "within 5 semitones: intonation moves the pitch by 3"
+    assert np.abs(np.median(off)) < 0.1
+
+
+def test_references_say_other_words_than_the_clip_and_each_its_own() -> None:
+    distinct = []
+    for index in range(40):
+        clip = make_clip("basic_face", index, SETTINGS, has_frames=False)
+        taken = set(clip.transcript.split())
+        plans = [
+            plan_reference(taken, stream("basic_face", index, 0, "voice", 0, number), SETTINGS)
+            for number in range(NUM_REFERENCES)
+        ]
+        for plan, sound in zip(plans, clip.references, strict=True):
+            assert not taken & set(plan.text.split())
+            assert len(sound) == round((plan.words[-1].end_s + REFERENCE_MARGIN_S) * 16000)
+        distinct.append(len({plan.text for plan in plans}))
+    assert np.mean(np.array(distinct) == NUM_REFERENCES) > 0.9
+    assert set(plan_reference(set(VOCABULARY), np.random.default_rng(0), SETTINGS).text.split()) <= set(VOCABULARY)
+
+
+def test_a_reference_is_the_clips_own_and_of_either_person() -> None:
+    clip = make_clip("multiple_characters", 1, SETTINGS, has_frames=False)
+    spoken = [
+        [reference_audio("multiple_characters", 1, SETTINGS, person=person, number=number) for number in range(3)]
+        for person in range(2)
+    ]
+    likeness = [all(len(a) == len(b) and np.allclose(a, b, atol=2e-5) for a, b in zip(clip.references, of, strict=True))
+                for of in spoken]  # fmt: skip
+    assert sorted(likeness) == [False, True]
+
+
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_captions_of_all_styles_hold_the_spoken_words_and_fit_the_text_encoder(subset: str) -> None:
+    encoder = EmbeddedTextEncoder()
+    for index in range(120):
+        clip = make_clip(subset, index, SETTINGS, has_frames=False, has_references=False)
+        assert clip.captions.keys() == STYLES.keys() and clip.captions["structured"] == clip.caption
+        said = [
+            " ".join(word["word"] for word in clip.truth["words"] if word["person"] == person)  # type: ignore[union-attr]
+            for person in range(len(clip.truth["identity"]))  # type: ignore[arg-type]
+        ]
+        for style in ("detailed", "short", "fused", "speech"):
+            assert all(words in clip.captions[style] for words in said), clip.captions[style]
+        for style in ("short", "fused", "speech"):
+            assert len(WORD.findall(clip.captions[style])) <= encoder.max_tokens, clip.captions[style]
+        heard = encoder.encode(clip.captions["speech"])
+        for style in ("detailed", "short"):
+            assert encoder.encode(clip.captions[style])[: len(heard)].equal(heard), clip.captions[style]
+        assert clip.captions["fused"].count(".") == 1
+
+
+def test_turns_are_captioned_in_the_order_they_are_spoken() -> None:
+    long = CorpusSettings(num_frames=73)
+    for index in range(10):
+        clip = make_clip("multiple_characters", index, long, has_frames=False, has_references=False)
+        words = sorted(clip.truth["words"], key=lambda word: word["start_s"])  # type: ignore[arg-type]
+        turns = [part.split(".")[0] for part in clip.captions["speech"].split(" says: ")[1:]]
+        assert " ".join(turns) == " ".join(word["word"] for word in words)
+        assert clip.captions["speech"].startswith(f"Person{1 + words[0]['person']} says: ") and len(turns) > 2
+
+
+def test_a_voice_is_called_low_or_high_by_its_pitch() -> None:
+    heard: dict[str, list[float]] = {}
+    for index in range(80):
+        clip = make_clip("basic_face", index, SETTINGS, has_frames=False, has_references=False)
+        called = clip.captions["speech"].split("Voice: ")[1].rstrip(".")
+        heard.setdefault(called, []).append(clip.truth["timbre"][0]["f0_hz"])  # type: ignore[index]
+    order = ["low male", "high male", "low female", "high female"]
+    assert sorted(heard) == sorted(order)
+    assert all(max(heard[below]) < min(heard[above]) for below, above in pairwise(order))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -351,28 +469,3 @@ def test_identity_names_every_setting() -> None:
         CorpusSettings(rate_hz=24000), CorpusSettings(reference_s=1.0), CorpusSettings(version="0"),
     ]  # fmt: skip
     assert len({identity(settings) for settings in (SETTINGS, *others)}) == len(others) + 1
-
-
-def test_mtv_caption_gives_the_papers_structure() -> None:
-    two = mtv_caption(["A man in red", "a woman."], "Person2", "They argue", 2)
-    assert two == (
-        "Two person conversation. Persons: Person1: A man in red. Person2: a woman. Person2 is speaking. "
-        "Scene Description: They argue."
-    )
-    assert mtv_caption(["A dog"], None, " A dog  barks. ", 0) == "No conversation. Scene Description: A dog barks."
-    assert mtv_caption(["A", "B"], None, "Both talk!", 2).endswith("Person2: B. Scene Description: Both talk!")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((["A man"], "Person1", "  ", 1), "scene=''"),
-        (([" "], "Person1", "A room", 1), "appearance of Person1"),
-        ((["A man"], "Person2", "A room", 1), "speaking='Person2'.*Person1"),
-        (([], "Person1", "A room", 0), "num_speakers=0"),
-        (([], None, "A room", -1), "num_speakers=-1"),
-    ],
-)
-def test_mtv_caption_refuses_what_the_template_cannot_say(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mtv_caption(*arguments)

@@ -1,5 +1,6 @@
 """What the people of a clip say: their turns, the transcript, and other utterances of the same voice as references."""
 
+from collections.abc import Collection
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -58,17 +59,21 @@ def spoken_turns(scene: Scene, utterances: list[Utterance]) -> list[Turn]:
     return turns
 
 
+def plan_reference(taken: Collection[str], rng: np.random.Generator, settings: CorpusSettings) -> Utterance:
+    """Something else to say: none of the taken words, at most `settings.reference_s` long, nearly from the start on.
+
+    Where nearly the whole vocabulary is taken, it is the same words in another order.
+    """
+    others = [word for word in VOCABULARY if word not in taken]
+    turn = (REFERENCE_MARGIN_S, settings.reference_s - REFERENCE_MARGIN_S)
+    return plan_utterance(rng, [turn], others if len(others) > 3 else tuple(VOCABULARY))
+
+
 def speak_reference(
     timbre: Timbre, utterances: list[Utterance], rng: np.random.Generator, settings: CorpusSettings
 ) -> np.ndarray:
-    """A voice saying none of the clip's words: float32 [N'] in [-1, 1], at most `settings.reference_s` long.
-
-    Speech fills it from the start to the end. A clip that uses nearly every word of the vocabulary has references
-    with the same words in another order.
-    """
+    """A voice saying something that the clip does not: float32 [N'] in [-1, 1], cut where the last word ends."""
     taken = {word.word for said in utterances for word in said.words}
-    others = [word for word in VOCABULARY if word not in taken]
-    turn = (REFERENCE_MARGIN_S, settings.reference_s - REFERENCE_MARGIN_S)
-    said = plan_utterance(rng, [turn], others if len(others) > 3 else tuple(VOCABULARY))
+    said = plan_reference(taken, rng, settings)
     num_samples = round((said.words[-1].end_s + REFERENCE_MARGIN_S) * settings.rate_hz)
     return synthesise(said, timbre, rng, rate_hz=settings.rate_hz, num_samples=num_samples)
