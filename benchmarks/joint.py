@@ -188,7 +188,7 @@ def block_run(shape: Shape, joint: Joint) -> Run:
     for stream in streams:
         inputs += [stream.text, stream.modulation, *stream.twin.blocks[0].parameters()]
         inputs += list(stream.references[0].parameters())
-    return differentiated(lambda: twin_block(0, streams, reference, "joint", *tokens), inputs)
+    return differentiated(lambda: twin_block(0, streams, reference, "joint", None, *tokens), inputs)
 
 
 def calls_run(shape: Shape, joint: Joint, *, norms: bool) -> Run:

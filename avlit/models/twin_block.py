@@ -5,7 +5,7 @@ N tokens of a stream, R of the reference sound. A time is one for each clip or o
 tokens: of a latent frame, say, or of a single token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlit.models.backbones import Rotary, Stock, add_gated, affine, wan_time
-from avlit.models.joint_attention import Mode, joint_attention, project_heads
+from avlit.models.joint_attention import Heads, Mode, joint_attention, project_heads
 from avlit.models.mst_controlnet import split_heads
+
+Observe = Callable[[int, Sequence[Heads]], None]
+"""(layer, what each stream brings to that block's self-attention), as for attention maps."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,12 @@ def attend_conditions(attention: Stock, x: Tensor, text: Tensor, reference: Tens
 
 
 def twin_block(
-    layer: int, streams: Sequence[Stream], reference: Tensor, mode: Mode | Sequence[Mode], *tokens: Tensor
+    layer: int,
+    streams: Sequence[Stream],
+    reference: Tensor,
+    mode: Mode | Sequence[Mode],
+    observe: Observe | None,
+    *tokens: Tensor,
 ) -> tuple[Tensor, ...]:
     """One block of every stream: WanTransformerBlock.forward with the self-attention shared by the streams.
 
@@ -88,6 +96,8 @@ def twin_block(
         shift, scale, *_ = table
         normed = affine(block.norm1(x.float()), 1 + scale, shift).type_as(x)
         heads.append(project_heads(block.attn1, normed, stream.rotary))
+    if observe is not None:
+        observe(layer, heads)
     attended = joint_attention(heads, mode=mode)  # [B, N, D] each
 
     out = []

@@ -25,7 +25,7 @@ from avlit.models.backbones import Rotary, Stock, run_layer, wan_rotary
 from avlit.models.joint_attention import Mode
 from avlit.models.pretrained import WeightsReport, load_backbone
 from avlit.models.sizes import TwinWanConfig
-from avlit.models.twin_block import ReferenceAttention, Stream, embed_time, project_out, twin_block
+from avlit.models.twin_block import Observe, ReferenceAttention, Stream, embed_time, project_out, twin_block
 from avlit.randomness import numpy_generator
 
 
@@ -134,6 +134,7 @@ class TwinWan(nn.Module):
         reference: Tensor | None = None,
         mode: Mode | Sequence[Mode] = "joint",
         num_frames: float | None = None,
+        observe: Observe | None = None,
     ) -> Velocities:
         """Velocities of latents video [B, C, T, h, w] and audio [B, L, C]; one of the two may be None.
 
@@ -142,8 +143,8 @@ class TwinWan(nn.Module):
         text [B, <= 512, D_text], padded here with zero features. reference [B, <= 257, C], latents of the reference
         sound, padded with zeros; None is all zeros, as in training clips without one. mode: see
         `joint_attention`; one-way is video blind to sound. num_frames: latent frames that video of the same duration
-        as sound without video would have, not necessarily whole, for its positions. ValueError for shapes that do not
-        fit together.
+        as sound without video would have, not necessarily whole, for its positions. observe is told the queries,
+        keys and values of every block (see `attention_maps`). ValueError for shapes that do not fit together.
         """
         self._check_streams(video_latents, audio_latents, video_timestep, audio_timestep, mode, num_frames)
         latents = audio_latents if video_latents is None else video_latents
@@ -170,7 +171,7 @@ class TwinWan(nn.Module):
             tokens += (self.audio.embed(audio_latents),)
         for layer in range(config.num_layers):
             tokens = run_layer(
-                twin_block, layer, streams, reference, mode, *tokens, recompute=self.gradient_checkpointing
+                twin_block, layer, streams, reference, mode, observe, *tokens, recompute=self.gradient_checkpointing
             )
 
         outputs = [project_out(stream, x) for stream, x in zip(streams, tokens, strict=True)]
