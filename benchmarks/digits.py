@@ -1,24 +1,34 @@
 """Judges of spoken digits: which digit a sound says and in whose voice, learnt from real recordings.
 
-`python -m benchmarks.digits folder=../shared/media/digits [seed=0]`: accuracy of both judges on held-out real takes, as
-they are and after the embedded codec, which bounds what generated speech can reach.
+`python -m benchmarks.digits [run=RUN …] [folder=../shared/media/digits] [clips=240] [duration_s=0.64] [seed=0]`:
+accuracy of both judges on held-out real takes, as they are and after the embedded codec, which bounds what generated
+speech can reach; then on digits that each run of `unitalking_stage1` speaks, in the voices of held-out takes.
 """
 
+import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from avlit.batch import AVBatch
 from avlit.codecs.embedded_audio import EmbeddedAudioCodec, mel_filters, power_spectrum
+from avlit.commands.assembly import build_encoders
+from avlit.commands.generation import load_trained, run_config
+from avlit.commands.sample import newest_checkpoint
 from avlit.errors import UserError
 from avlit.media import read_audio
+from avlit.runs import find_run
 from avlit.sound import fit, resample
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 TAKE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
 JUDGED_TAKES, HELDOUT_TAKES = range(10, 35), range(35, 40)
@@ -27,7 +37,9 @@ JUDGED_TAKES, HELDOUT_TAKES = range(10, 35), range(35, 40)
 RATE_HZ, FFT_SIZE, HOP, NUM_MELS, NUM_MEL_FRAMES = 8000, 256, 80, 40, 100
 """What a judge hears: 40 log-mel bands up to 4 kHz, as the recordings have, 100 a second for one second."""
 
-FLOOR_POWER = 1e-7
+FLOOR = 1e-5
+"""Power below a clip's loudest band that counts as silence (50 dB): judges know neither level nor recording noise."""
+
 CODEC_HZ = EmbeddedAudioCodec.rate_hz
 
 
@@ -67,8 +79,13 @@ def through_codec(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
     return heard
 
 
+def loud(waveform: np.ndarray) -> np.ndarray:
+    """A sound [N] with its peak at 0.7; silence stays silent."""
+    return waveform * (0.7 / max(float(np.abs(waveform).max()), 1e-4))
+
+
 def hear(waveforms: Tensor) -> Tensor:
-    """[B, N] at 8 kHz -> log-mel [B, 40, 100]: 0 at the loudest band of a clip, -1 at 60 dB below it or at the floor.
+    """[B, N] at 8 kHz -> log-mel [B, 40, 100]: 0 at the loudest band of a clip, -1 at 50 dB below it and in silence.
 
     The first second counts; a shorter sound is followed by silence.
     """
@@ -76,9 +93,8 @@ def hear(waveforms: Tensor) -> Tensor:
     waveforms = F.pad(waveforms[:, :count], (0, max(0, count - waveforms.shape[1])))
     filters = mel_filters(num_mels=NUM_MELS, fft_size=FFT_SIZE, rate_hz=RATE_HZ)
     power = power_spectrum(waveforms, fft_size=FFT_SIZE, hop=HOP)[:, :NUM_MEL_FRAMES] @ filters  # [B, T, 40]
-    levels = (power + FLOOR_POWER).log10()
-    levels = levels - levels.amax((1, 2), keepdim=True)
-    return (levels / 6.0).clamp_min(-1.0).transpose(1, 2)
+    power = power / power.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    return -(power + FLOOR).log10().transpose(1, 2) / math.log10(FLOOR)
 
 
 class Listener(nn.Sequential):
@@ -111,7 +127,7 @@ def vary(heard: Tensor, generator: torch.Generator) -> Tensor:
     return heard
 
 
-def train_listener(heard: Tensor, labels: Tensor, num_classes: int, *, seed: int, epochs: int = 30) -> Listener:
+def train_listener(heard: Tensor, labels: Tensor, num_classes: int, *, seed: int, epochs: int = 20) -> Listener:
     """A listener for log-mel sounds [M, 40, 100] with labels [M]."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -148,9 +164,11 @@ class Judges:
         takes = read_takes(folder, JUDGED_TAKES)
         speakers = tuple(sorted({take.speaker for take in takes}))
         raw = [take.waveform for take in takes]
-        heard = torch.cat([hear(_at_rate(raw)), hear(_at_rate(through_codec(raw)))])
-        digits = torch.tensor([take.digit for take in takes] * 2)
-        voices = torch.tensor([speakers.index(take.speaker) for take in takes] * 2)
+        # the codec's silence hides what is soft, so a voice differs with its level: judges are to know both
+        kinds = (raw, through_codec(raw), through_codec([loud(waveform) for waveform in raw]))
+        heard = torch.cat([hear(_at_rate(waveforms)) for waveforms in kinds])
+        digits = torch.tensor([take.digit for take in takes] * len(kinds))
+        voices = torch.tensor([speakers.index(take.speaker) for take in takes] * len(kinds))
         return cls(
             digits=train_listener(heard, digits, 10, seed=seed),
             voices=train_listener(heard, voices, len(speakers), seed=seed + 1),
@@ -178,16 +196,73 @@ def _at_rate(waveforms: Sequence[np.ndarray], *, rate_hz: int = CODEC_HZ) -> Ten
     return torch.from_numpy(np.stack([fit(resample(wave, rate_hz, RATE_HZ), RATE_HZ) for wave in waveforms]))
 
 
+@torch.no_grad()
+def speak(word: str, references: Sequence[Take], digits: Sequence[int], *, duration_s: float) -> list[np.ndarray]:
+    """Digits spoken by the newest averaged weights of a run, clip i in the voice of references[i]: [N] at its rate."""
+    run = find_run(Path("runs"), word)
+    config = run_config(run, [])
+    module, encoders = load_trained(config, newest_checkpoint(run, config)), build_encoders(config)
+    codec = encoders.audio
+    if codec is None or not encoders.reference_tokens:
+        raise UserError(f"run={word}: generates no speech; give a run of recipe=unitalking_stage1")
+    count = encoders.reference_tokens
+    length = codec.encode(torch.zeros(1, round(duration_s * codec.rate_hz))).shape[1]
+    spoken = []
+    for start in range(0, len(digits), 30):
+        group = range(start, min(start + 30, len(digits)))
+        captions = tuple(WORDS[digits[i]] for i in group)
+        text = [encoders.text.encode(caption) for caption in captions]
+        voices = [resample(references[i].waveform, CODEC_HZ, codec.rate_hz) for i in group]
+        latents = [codec.encode(torch.from_numpy(voice)[None])[0, :count] for voice in voices]
+        batch = AVBatch(
+            keys=tuple(f"clip {i}" for i in group),
+            subsets=("digits",) * len(group),
+            captions=captions,
+            duration_s=duration_s,
+            step=0,
+            slots=tuple(group),
+            text=pad_sequence(text, batch_first=True),
+            text_lengths=torch.tensor([len(each) for each in text]),
+            audio_latents=torch.zeros(len(group), length, codec.channels),
+            reference=torch.stack([F.pad(each, (0, 0, 0, count - len(each))) for each in latents]),
+            has_reference=(True,) * len(group),
+        ).to(module.device)
+        made = module.sample(batch, seeds=list(group), settings=config.sample)
+        assert made.audio is not None
+        spoken += list(codec.decode(made.audio.float()).cpu().numpy())
+    return [resample(waveform, codec.rate_hz, CODEC_HZ) for waveform in spoken]
+
+
 def main(words: Sequence[str]) -> None:
-    """Train judges and print what they reach on held-out takes."""
-    given = dict(word.split("=", 1) for word in words)
-    folder, seed = given.get("folder", "../shared/media/digits"), int(given.get("seed", "0"))
-    judges = Judges.train(folder, seed=seed)
-    takes = read_takes(folder, HELDOUT_TAKES)
+    """Train judges, print what they reach on held-out takes, then what they think of each `run=`."""
+    known = {"folder": "../shared/media/digits", "seed": "0", "clips": "240", "duration_s": "0.64"}
+    runs = [word.removeprefix("run=") for word in words if word.startswith("run=")]
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in (*known, "run"):
+            raise UserError(f"{word}: no such word; there are run, {', '.join(known)}")
+        known |= {key: value} if key != "run" else {}
+    judges = Judges.train(known["folder"], seed=int(known["seed"]))
+    takes = read_takes(known["folder"], HELDOUT_TAKES)
     raw = [take.waveform for take in takes]
-    for name, waveforms in (("real", raw), ("real, through the codec", through_codec(raw))):
+    kinds = (
+        ("real", raw),
+        ("through the codec", through_codec(raw)),
+        ("loud, through the codec", through_codec([loud(waveform) for waveform in raw])),
+    )
+    for name, waveforms in kinds:
         digit, speaker = judges.score(waveforms, takes)
-        print(f"{name:25}  digit {digit:.3f}  speaker {speaker:.3f}  ({len(takes)} takes)")
+        print(f"{name:25}  digit {digit:.3f}  speaker {speaker:.3f}  ({len(takes)} takes)", flush=True)
+    rng = np.random.default_rng(int(known["seed"]))
+    names, count = judges.speakers, int(known["clips"])
+    wanted = [(number % 10, names[number // 10 % len(names)]) for number in range(count)]
+    voices = {name: [take for take in takes if take.speaker == name] for name in names}
+    references = [voices[name][rng.integers(len(voices[name]))] for _, name in wanted]
+    asked = [replace(voice, digit=digit) for (digit, _), voice in zip(wanted, references, strict=True)]
+    for run in runs:
+        waveforms = speak(run, references, [digit for digit, _ in wanted], duration_s=float(known["duration_s"]))
+        digit, speaker = judges.score(waveforms, asked)
+        print(f"{run:25}  digit {digit:.3f}  speaker {speaker:.3f}  ({len(asked)} clips)", flush=True)
 
 
 if __name__ == "__main__":
