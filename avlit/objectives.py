@@ -96,10 +96,10 @@ def shift_sigma(uniform: Tensor, shift: float) -> Tensor:
 def unipc_sigma(uniform: np.ndarray, *, shift: float) -> Tensor:
     """Noise levels [B], float32, from uniform numbers in [0, 1): entries of UniPC's table of 1000, all as likely.
 
-    The table is what diffusers' UniPC makes of a flow with this shift, from 0.999 down.
+    The table is what diffusers' UniPC makes of a flow with this shift: 1 to 0.002 in equal steps before the shift.
     """
-    entry = torch.from_numpy(np.floor(1000 * uniform) + 1)
-    return shift_sigma(0.999 * entry / 1000, shift).float()
+    entry = torch.from_numpy(np.floor(1000 * uniform))  # 0 is the least noisy
+    return shift_sigma(1 - 0.000999 * (999 - entry), shift).float()
 
 
 def wan_scheduler_config(*, shift: float) -> dict[str, Any]:

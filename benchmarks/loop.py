@@ -16,7 +16,7 @@ from statistics import median
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -26,6 +26,7 @@ from avlit.module import AVModule, build_optimizer, lr_factor
 from avlit.objectives import Losses, mean_squared_error
 from avlit.randomness import Draws
 from avlit.runs import create_run
+from avlit.sampling import Latents
 from avlit.tracking import Tracker
 from avlit.tracking.tracker import delivery
 from callbacks.ema import EMA
@@ -60,8 +61,8 @@ class SmallModule(AVModule):
     def tokens_per_sample(self) -> int:
         return 1
 
-    def sample(self, batch: AVBatch, **settings: object) -> Tensor:
-        return batch.video_latents
+    def sample(self, batch: AVBatch, **settings: object) -> Latents:
+        return Latents(video=batch.video_latents)
 
 
 def make_batches(steps: int) -> list[AVBatch]:
@@ -73,14 +74,10 @@ def make_batches(steps: int) -> list[AVBatch]:
         captions=("", ""),
         step=0,
         slots=(0, 1),
-        video_latents=features,
+        duration_s=1.0,
         text=features,
         text_lengths=torch.ones(2),
-        speech=features,
-        effects=features,
-        music=features,
-        speech_second=features,
-        has_second=(False, False),
+        video_latents=features,
     )
     return [replace(one, step=step) for step in range(steps)]
 

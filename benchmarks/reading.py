@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.batches import BatchReader, ReaderSettings
+from data.batches import BatchReader, Contents, ReaderSettings
 from data.loader import TrainLoader
 from data.shards import Annotation, EncodedSample, ShardSet, ShardWriter
 
@@ -40,7 +40,8 @@ def make_sample(index: int, rng: np.random.Generator) -> EncodedSample:
     )
     sound = np.zeros(33333, np.float32)
     speech, effects, music = tracks
-    return EncodedSample(f"clip-{index:06d}", annotation, latents, text, speech, effects, music, waveform=sound)
+    texts = {"caption": text}
+    return EncodedSample(f"clip-{index:06d}", annotation, texts, latents, None, speech, effects, music, waveform=sound)
 
 
 def write_set(root: Path, num_samples: int) -> None:
@@ -104,7 +105,7 @@ def main(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_set(root, num_samples)
-        settings = ReaderSettings((folder,), (("clips", 1.0),), BATCH_SIZE, TEXT_TOKENS, seed=0)
+        settings = ReaderSettings((folder,), (("clips", 1.0),), BATCH_SIZE, Contents(TEXT_TOKENS), seed=0)
         warm = ShardSet.open(root)
 
         def first_time() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.reading import make_sample
+from data.batches import Contents
 from data.datamodule import AVDataModule
 from data.manifest import read_manifest
 from data.shard_index import index_path
@@ -29,8 +30,9 @@ GOAL_S = 3.0
 
 def small(sample: EncodedSample) -> EncodedSample:
     """The same clip with little to read, so that the way to it is measured."""
-    cut = {name: array[:1] if name == "text" else array[..., :2] for name, array in sample.arrays.items()}
-    return replace(sample, **cut, waveform=sample.waveform[:160] if sample.waveform is not None else None)
+    cut = {name: array[:1] if name.startswith("text.") else array[..., :2] for name, array in sample.arrays.items()}
+    sample = EncodedSample.of_arrays(sample.key, sample.annotation, cut, sample.waveform)
+    return replace(sample, waveform=sample.waveform[:160] if sample.waveform is not None else None)
 
 
 def write_set(root: Path, num_samples: int) -> None:
@@ -53,7 +55,7 @@ def write_set(root: Path, num_samples: int) -> None:
 def seconds_to_first_batch(root: Path, start_step: int) -> float:
     """From nothing to the batch of `start_step`."""
     began = time.perf_counter()
-    data = AVDataModule(root, batch_size=BATCH_SIZE, text_tokens=4, seed=0, start_step=start_step)
+    data = AVDataModule(root, batch_size=BATCH_SIZE, contents=Contents(4), seed=0, start_step=start_step)
     data.setup()
     batches = iter(data.train_dataloader())
     assert next(batches).step == start_step

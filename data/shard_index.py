@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -95,9 +96,10 @@ def parse_index(data: bytes) -> ShardIndex:
     return index
 
 
-def index_tar(tar: Path, *, name: str | None = None) -> ShardIndex:
+def index_tar(tar: Path, *, name: str | None = None, required: Sequence[str] = ()) -> ShardIndex:
     """Reads a whole shard and checks every sample; a ShardError names shard, member and reason.
 
+    required: what every sample must have (`required_fields`).
     What the index lists is whole: annotations and tensors parse, fields are there, values are finite, and the tar
     ends as a tar must (a cut at a member's end or a damaged header looks like the end to tar readers).
     """
@@ -131,7 +133,7 @@ def index_tar(tar: Path, *, name: str | None = None) -> ShardIndex:
     last = data[end : end + _BLOCK]
     if len(last) < _BLOCK or last.any():
         raise ShardError(f"{name}: no end of archive near byte {end}; truncated, or a member's header is damaged")
-    return ShardIndex(len(data), tuple(_check(name, key, members[key], contents[key]) for key in members))
+    return ShardIndex(len(data), tuple(_check(name, key, members[key], contents[key], required) for key in members))
 
 
 def checksum(data: bytes | memoryview) -> str:
@@ -139,13 +141,17 @@ def checksum(data: bytes | memoryview) -> str:
     return xxhash.xxh3_64_hexdigest(data)
 
 
-def _check(name: str, key: str, members: dict[str, Member], contents: dict[str, np.ndarray]) -> IndexedSample:
+def _check(
+    name: str, key: str, members: dict[str, Member], contents: dict[str, np.ndarray], required: Sequence[str]
+) -> IndexedSample:
     missing = [extension for extension in MEMBERS if extension not in members]
     if missing:
         raise ShardError(f"{name}, sample {key}: member {key}.{missing[0]} is missing")
     try:
         annotation = unpack_annotation(contents["json"].tobytes())
         arrays = unpack_arrays(contents["safetensors"])
+        if lacking := [field for field in required if field not in arrays]:
+            raise ValueError(f"field {lacking[0]} is missing")
     except ValueError as error:
         raise ShardError(f"{name}, sample {key}: {error}") from error
     return IndexedSample(key, annotation.shape, members, {n: list(a.shape) for n, a in arrays.items()})

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from avlit.durable import sync_folder, write_atomically
 from data.live_writer import WriterLock
 from data.manifest import MANIFEST, SPLITS, Identity, Manifest, Shard, check_identity, read_manifest, seal
-from data.sample import EncodedSample, pack
+from data.sample import EncodedSample, pack, required_fields
 from data.shard_index import ShardError, index_path, index_tar, parse_index
 
 
@@ -133,6 +133,8 @@ class TarShard:
         for key, value in (("fps", annotation.fps), ("rate_hz", annotation.rate_hz)):
             if value != self._identity[key]:
                 raise ValueError(f"sample {sample.key}: {key} is {value}, the shard set's is {self._identity[key]}")
+        if lacking := [field for field in required_fields(self._identity) if field not in sample.arrays]:
+            raise ValueError(f"sample {sample.key}: has no {lacking[0]}, which the set's identity promises")
         if annotation.subset != self._subset:
             raise ValueError(f"sample {sample.key}: of subset {annotation.subset!r} in a shard of {self._subset!r}")
         if self._count and annotation.shape != self._shape:
@@ -147,7 +149,7 @@ class TarShard:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        index = index_tar(self._temporary, name=self._tar.name)
+        index = index_tar(self._temporary, name=self._tar.name, required=required_fields(self._identity))
         write_atomically(index_path(self._tar), index.to_json())
         self._temporary.replace(self._tar)
         sync_folder(self._tar.parent)

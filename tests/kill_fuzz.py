@@ -22,11 +22,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TINY = (
-    "model.num_layers=1", "model.num_heads=2", "model.num_interaction_blocks=1", "model.audio_hidden=16",
-    "data.num_frames=5", "data.num_clips=16", "data.batch_size=4", "validation.clips=4", "validation.every=3",
-    "sample.steps=1", "sample.count=1", "sample.sync_clips=0", "sample.every=4", "train.threads=1",
-    "train.log_every=1", "checkpoint.every=1",
+    "model.num_layers=1", "model.num_heads=2", "data.num_frames=5", "data.num_clips=16", "data.batch_size=4",
+    "validation.clips=4", "validation.every=3", "sample.steps=1", "sample.count=1", "sample.sync_clips=0",
+    "sample.every=4", "train.threads=1", "train.log_every=1", "checkpoint.every=1",
 )  # fmt: skip
+TINY_OF_PAPER = {"mtv": ("model.num_interaction_blocks=1", "model.audio_hidden=16")}
 MODES = ("any time", "in a save", "at a stage's start", "in training")
 
 
@@ -39,6 +39,12 @@ class Report:
     compared: int
     differing: list[str]
     doubled: list[str]
+
+
+def tiny(words: Sequence[str]) -> tuple[str, ...]:
+    """Settings of a run of seconds for the recipe that the words name."""
+    paper = next(word.partition("=")[2].partition("_")[0] for word in words if word.startswith("recipe="))
+    return (*TINY, *TINY_OF_PAPER.get(paper, ()))
 
 
 def fuzz(folder: Path, words: Sequence[str], *, kills: int, seed: int = 0, sends: bool = False) -> Report:
@@ -84,7 +90,7 @@ def start(folder: Path, words: Sequence[str], *, sends: bool) -> BaseProcess:
     """The command in a process of its own; the same words go on with what an earlier one left."""
     context = multiprocessing.get_context("forkserver")
     places = [f"runs_dir={folder / 'runs'}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
-    command = ["curriculum", *TINY, *places, f"data.cache_dir={folder.parent / 'cache'}", *words]
+    command = ["curriculum", *tiny(words), *places, f"data.cache_dir={folder.parent / 'cache'}", *words]
     process = context.Process(target=run_command, args=(latest_words(command), str(folder / "log.txt"), sends))
     process.start()
     return process

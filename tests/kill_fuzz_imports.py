@@ -1,3 +1,4 @@
 """What `kill_fuzz` has its server import, once for all the processes that it starts."""
 
-import recipes.mtv.recipe  # noqa: F401
+import recipes.mtv.recipe
+import recipes.unitalking.recipe  # noqa: F401

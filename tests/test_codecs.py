@@ -200,7 +200,7 @@ def test_long_text_is_cut_and_empty_text_has_no_tokens() -> None:
 
 
 def test_unknown_codec_names_list_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"codecs.video=ltx: .* one of embedded, cogvideox, wan"):
+    with pytest.raises(ValueError, match=r"codecs.video=ltx: .* one of none, embedded, cogvideox, wan2.1, wan2.2"):
         build_video_codec("ltx", tmp_path)
     with pytest.raises(ValueError, match=r"codecs.tracks=beats: .* one of none, embedded, wav2vec2"):
         build_track_encoder("beats")
@@ -301,7 +301,7 @@ def test_folders_of_other_models_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=r"video_weights: there is no folder .*vae; expected .*AutoencoderKLCogVideoX"):
         build_video_codec("cogvideox", wav2vec2_folder)
-    with pytest.raises(ValueError, match=r"audio_weights: .* holds .*T5EncoderModel.*expected .*Wav2Vec2Model"):
+    with pytest.raises(ValueError, match=r"tracks_weights: .* holds .*T5EncoderModel.*expected .*Wav2Vec2Model"):
         build_track_encoder("wav2vec2", cogvideox_folder / "text_encoder")
     other = tmp_path / "other"
     shutil.copytree(cogvideox_folder / "vae", other / "vae")
@@ -361,7 +361,7 @@ def test_a_released_folder_that_makes_no_sense_is_a_users_error(
     if isinstance(content, dict):
         content = json.dumps(json.loads(path.read_text()) | content)
     path.write_text(content)
-    key = {"vae": "video", "audio": "audio"}.get(part, "text")
+    key = {"vae": "video", "audio": "tracks"}.get(part, "text")
     with pytest.raises(UserError, match=rf"(?s)codecs\.{key}_weights: .*{message}"):
         if part == "vae":
             build_video_codec("cogvideox", folder).encode(torch.zeros(1, 3, 1, 16, 16))

@@ -151,7 +151,7 @@ def test_unknown_key_in_a_file_names_the_file(recipes: Path):
         ("optimizer.betas=[0.9, 2]", "a list [a, b, …] of 2 numbers from 0 to 0.999999"),
         ("dropout.text=1.5", "a number from 0 to 1"),
         ("train.precision=fp64", "one of fp32, bf16"),
-        ("codecs.video=wan", "one of embedded, cogvideox"),
+        ("codecs.video=ltx", "one of embedded, cogvideox, wan2.1"),
         ("train.gradient_checkpointing=maybe", "true or false"),
         ("data.subsets=3", "a mapping {name: number, …}, each number of at least 0"),
         ("data.subsets={basic_face: -1}", "a mapping {name: number, …}, each number of at least 0"),

@@ -18,12 +18,13 @@ import torch
 
 from avlit.batch import AVBatch
 from data.account import ALWAYS_ALLOWED, merged
+from data.batches import Contents
 from data.datamodule import AVDataModule
 from data.manifest import read_manifest, seal
 from data.shard_index import Member, checksum, index_path, parse_index
 from data.shards import Annotation, EncodedSample, ShardError, ShardWriter
 
-IDENTITY = {"fps": 12.0, "rate_hz": 8000}
+IDENTITY = {"fps": 12.0, "rate_hz": 8000, "video_codec": "noise", "track_encoder": "noise"}
 TAR = "faces-train-000001.tar"
 STEPS = 20  # a pass of 48 clips and much of the next
 
@@ -33,7 +34,9 @@ def make_sample(subset: str, index: int) -> EncodedSample:
     annotation = Annotation(f"{subset} {index}", "", subset, fps=12.0, rate_hz=8000, num_frames=5, height=16, width=16)
     tracks = [rng.standard_normal((5, 2, 3), np.float32) for _ in range(3)]
     latents, text = rng.standard_normal((4, 2, 2, 2), np.float32), rng.standard_normal((3, 6), np.float32)
-    return EncodedSample(f"{subset}-{index:04d}", annotation, latents, text, *tracks, waveform=np.zeros(3333))
+    return EncodedSample(
+        f"{subset}-{index:04d}", annotation, {"caption": text}, latents, None, *tracks, waveform=np.zeros(3333)
+    )
 
 
 def write_set(root: Path) -> Path:
@@ -56,7 +59,7 @@ def whole(tmp_path: Path) -> list[AVBatch]:
 
 
 def module(root: Path, **options) -> AVDataModule:
-    return AVDataModule(root, **{"batch_size": 4, "text_tokens": 3, "seed": 3, "steps": STEPS, **options})
+    return AVDataModule(root, **{"batch_size": 4, "contents": Contents(3), "seed": 3, "steps": STEPS, **options})
 
 
 def keys(batches: list[AVBatch]) -> list[tuple]:
@@ -66,8 +69,10 @@ def keys(batches: list[AVBatch]) -> list[tuple]:
 def assert_same(found: list[AVBatch], expected: list[AVBatch]) -> None:
     assert keys(found) == keys(expected)
     for one, two in zip(found, expected, strict=True):
-        for name in ("video_latents", "text", "speech", "effects", "music"):
+        for name in ("video_latents", "text"):
             assert torch.equal(getattr(one, name), getattr(two, name))
+        for name in ("speech", "effects", "music"):
+            assert torch.equal(getattr(one.tracks, name), getattr(two.tracks, name))
 
 
 # Damaged shards
@@ -171,7 +176,9 @@ def test_damage_is_named_and_replaced_by_the_next_position_also_after_a_resume(
     for shard, key, why in account["damaged"]:
         assert shard == TAR and KINDS[kind][2] in why and (key in lost or key == "(all)")
         assert any(shard in line and key in line and why in line for line in caplog.messages)
-    assert all(torch.isfinite(batch.video_latents).all() and torch.isfinite(batch.music).all() for batch in found)
+    assert all(
+        torch.isfinite(batch.video_latents).all() and torch.isfinite(batch.tracks.music).all() for batch in found
+    )
 
     before, after = module(root, max_bad=0.9), None
     for batch in before.train_dataloader():
@@ -342,17 +349,17 @@ def test_workers_that_keep_dying_at_one_place_end_in_an_error_there(root: Path, 
 
 def test_an_error_in_a_worker_keeps_its_kind_and_message(root: Path) -> None:
     with pytest.raises(ValueError, match=r"its text is \[3, 6\], the batch's \[2, 6\]"):
-        list(module(root, workers=1, text_tokens=2).train_dataloader())
+        list(module(root, workers=1, contents=Contents(2)).train_dataloader())
 
 
 _RUN = """
 import os, sys
 from multiprocessing import active_children
-from data.batches import BatchReader, ReaderSettings
+from data.batches import BatchReader, Contents, ReaderSettings
 from data.loader import TrainLoader
 from data.shards import ShardError, ShardSet
 root, workers, what = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-reader = BatchReader(ReaderSettings((root,), (("faces", 1.0),), 4, 3, seed=0), ShardSet.open(root))
+reader = BatchReader(ReaderSettings((root,), (("faces", 1.0),), 4, Contents(3), seed=0), ShardSet.open(root))
 limit_s = 1.0 if what == "hang" else 60.0
 try:
     for batch in TrainLoader(reader, steps=12, workers=workers, timeout_s=limit_s, max_restarts=0):

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from avlit.batch import AVBatch
+from data.batches import Contents
 from data.clip import RawClip
 from data.datamodule import AVDataModule
 from data.encode import Encoders, encode_clip
@@ -39,9 +40,9 @@ def make_sample(subset: str, index: int, shape: str) -> EncodedSample:
     return EncodedSample(
         f"{subset}-{index:04d}",
         annotation,
-        rng.standard_normal((4, num_frames // 4 + 1, height // 8, width // 8), np.float32),
-        rng.standard_normal((1 + index % 5, 6), np.float32),
-        *tracks[:3],
+        video_latents=rng.standard_normal((4, num_frames // 4 + 1, height // 8, width // 8), np.float32),
+        texts={"caption": rng.standard_normal((1 + index % 5, 6), np.float32)},
+        **dict(zip(("speech", "effects", "music"), tracks, strict=False)),
         speech_second=tracks[3] if index % 3 == 0 else None,
         waveform=(0.1 * rng.standard_normal(num_frames * 8000 // 12)).astype(np.float32),
     )
@@ -64,7 +65,13 @@ def write_set(root: Path) -> Path:
 
 
 def module(root: Path, **options) -> AVDataModule:
-    defaults = {"batch_size": 4, "text_tokens": 7, "seed": 3, "subsets": {"faces": 1.0, "sounds": 2.0}, "steps": 12}
+    defaults = {
+        "batch_size": 4,
+        "contents": Contents(7),
+        "seed": 3,
+        "subsets": {"faces": 1.0, "sounds": 2.0},
+        "steps": 12,
+    }
     return AVDataModule(root, **{**defaults, **options})
 
 
@@ -89,15 +96,21 @@ def test_a_batch_holds_what_the_shards_hold(root: Path) -> None:
             expected = make_sample(subset, int(index), LARGE if int(index) < 1000 else SMALL)
             assert (batch.subsets[row], batch.captions[row]) == (subset, expected.annotation.caption)
             length = int(batch.text_lengths[row])
-            assert batch.text.shape[1] == 7 and length == len(expected.text) and not batch.text[row, length:].any()
-            torch.testing.assert_close(batch.text[row, :length], half(expected.text))
-            for name in ("video_latents", "speech", "effects", "music"):
-                torch.testing.assert_close(getattr(batch, name)[row], half(getattr(expected, name)), rtol=0, atol=0)
-            assert batch.has_second[row] == (expected.speech_second is not None)
+            assert (
+                batch.text.shape[1] == 7
+                and length == len(expected.texts["caption"])
+                and not batch.text[row, length:].any()
+            )
+            torch.testing.assert_close(batch.text[row, :length], half(expected.texts["caption"]))
+            torch.testing.assert_close(batch.video_latents[row], half(expected.video_latents), rtol=0, atol=0)
+            tracks = batch.tracks
+            for name in ("speech", "effects", "music"):
+                torch.testing.assert_close(getattr(tracks, name)[row], half(getattr(expected, name)), rtol=0, atol=0)
+            assert tracks.has_second[row] == (expected.speech_second is not None)
             if expected.speech_second is None:
-                assert not batch.speech_second[row].any()
+                assert not tracks.speech_second[row].any()
             else:
-                torch.testing.assert_close(batch.speech_second[row], half(expected.speech_second), rtol=0, atol=0)
+                torch.testing.assert_close(tracks.speech_second[row], half(expected.speech_second), rtol=0, atol=0)
     assert shapes == {(3, 2, 2), (2, 1, 1)}
 
 
@@ -200,12 +213,12 @@ def test_several_roots_are_read_as_one_and_must_agree(root: Path, tmp_path: Path
     with ShardWriter(tmp_path / "more", IDENTITY) as writer:
         for index in range(8):
             writer.add("moods", "train", make_sample("moods", index, LARGE))
-    both = AVDataModule([root, tmp_path / "more"], batch_size=4, text_tokens=7, seed=0, steps=40)
+    both = AVDataModule([root, tmp_path / "more"], batch_size=4, contents=Contents(7), seed=0, steps=40)
     assert {subset for batch in both.train_dataloader() for subset in batch.subsets} == {"faces", "sounds", "moods"}
     with ShardWriter(tmp_path / "other", {**IDENTITY, "video_codec": "cogvideox"}):
         pass
     with pytest.raises(ShardError, match="video_codec"):
-        AVDataModule([root, tmp_path / "other"], batch_size=4, text_tokens=7, seed=0).setup()
+        AVDataModule([root, tmp_path / "other"], batch_size=4, contents=Contents(7), seed=0).setup()
 
 
 def test_heldout_clips_are_fixed_and_spread_over_the_subsets(root: Path) -> None:
@@ -268,7 +281,7 @@ def test_wrong_settings_are_named(root: Path, options: dict, message: str) -> No
 
 def test_text_longer_than_the_model_takes_is_an_error(root: Path) -> None:
     with pytest.raises(ValueError, match=r"its text is \[\d, 6\], the batch's \[2, 6\]"):
-        list(module(root, text_tokens=2).train_dataloader())
+        list(module(root, contents=Contents(2)).train_dataloader())
 
 
 def test_the_fingerprint_follows_the_contents(root: Path, tmp_path: Path) -> None:
@@ -322,12 +335,12 @@ def make_clip() -> RawClip:
 
 
 def test_a_clip_is_encoded_through_the_codecs_interfaces(tmp_path: Path) -> None:
-    clip, encoders = make_clip(), Encoders(_Video(), _Tracks(), _Text())
+    clip, encoders = make_clip(), Encoders(_Text(), video=_Video(), tracks=_Tracks())
     sample = encode_clip(clip, encoders, source="here")
     expected = clip.frames.transpose(3, 0, 1, 2)[:, ::4, ::8, ::8] / 127.5 - 1
     np.testing.assert_allclose(sample.video_latents, expected, atol=1e-6)
     assert sample.speech.shape == (9, 1, 2) and sample.speech[0, 0, 1] == 3000  # resampled to the encoder's rate
-    assert sample.text[:, 0].tolist() == [ord(letter) for letter in "Hello"]
+    assert sample.texts["caption"][:, 0].tolist() == [ord(letter) for letter in "Hello"]
     assert sample.waveform is not None
     np.testing.assert_array_equal(sample.waveform, clip.mix)
     with ShardWriter(tmp_path, encoders.identity(fps=12, rate_hz=8000)) as writer:
@@ -339,7 +352,7 @@ def test_a_clip_is_encoded_through_the_codecs_interfaces(tmp_path: Path) -> None
 def test_a_track_of_the_wrong_length_is_named() -> None:
     clip = replace(make_clip(), effects=np.zeros(100, np.float32))
     with pytest.raises(ValueError, match=re.escape("clip clip-1: effects has [100] samples")):
-        encode_clip(clip, Encoders(_Video(), _Tracks(), _Text()))
+        encode_clip(clip, Encoders(_Text(), video=_Video(), tracks=_Tracks()))
 
 
 class _Recorder(LightningModule):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.batches import Contents
 from data.corpus import CorpusSettings, make_clip
 from data.datamodule import AVDataModule
 from data.embedded import EmbeddedSet, ensure_embedded, missing, write_missing
@@ -45,7 +46,7 @@ class _Text:
         return torch.tensor([[float(ord(letter))] for letter in text])
 
 
-ENCODERS = Encoders(_Video(), _Tracks(), _Text())
+ENCODERS = Encoders(_Text(), video=_Video(), tracks=_Tracks())
 
 
 def write(root: Path, *subsets: str) -> Path:
@@ -123,7 +124,7 @@ def test_a_subset_asked_for_while_the_writer_ends_is_not_forgotten(tmp_path: Pat
     (tmp_path / "wanted-basic_face").touch()
     lock = WriterLock.acquire(tmp_path)
     assert lock is not None
-    write_missing(tmp_path, SET, Encoders(_Video(), _Tracks(), LateText()), lock)
+    write_missing(tmp_path, SET, Encoders(LateText(), video=_Video(), tracks=_Tracks()), lock)
     assert not missing(tmp_path, read_manifest(tmp_path)) and len(list(tmp_path.glob("sound_event-*.tar"))) == 3
 
 
@@ -149,7 +150,7 @@ def test_training_reads_while_one_background_process_writes(tmp_path: Path) -> N
     log = root / "writer.log"
     started = log.stat().st_ino, log.stat().st_mtime_ns
     assert ensure(tmp_path) == root  # a second run at the same time
-    data = AVDataModule(root, batch_size=8, text_tokens=512, seed=0, subsets={"single_character": 1.0}, steps=9)
+    data = AVDataModule(root, batch_size=8, contents=Contents(512), seed=0, subsets={"single_character": 1.0}, steps=9)
     assert len(data.heldout_samples(2)) == 2
     keys = [key for batch in data.train_dataloader() for key in batch.keys]
     assert (log.stat().st_ino, log.stat().st_mtime_ns) == started, log.read_text()

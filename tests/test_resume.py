@@ -26,7 +26,7 @@ from avlit.runs import Run, list_runs
 from avlit.tracking import Tracker
 from data.shard_index import ShardError, index_path, parse_index
 from tests import kill_fuzz
-from tests.kill_fuzz import TINY, fuzz, read_points
+from tests.kill_fuzz import fuzz, read_points, tiny
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,7 +45,12 @@ def _keep_in_spool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def words(folder: Path, cache: Path, *more: str) -> list[str]:
     """Words of a run of seconds with everything in `folder`; later ones replace earlier ones."""
-    given = [*TINY, f"runs_dir={folder}/runs", f"tracking.uri=sqlite:///{folder}/mlflow.db", f"data.cache_dir={cache}"]
+    given = [
+        *tiny(more),
+        f"runs_dir={folder}/runs",
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        f"data.cache_dir={cache}",
+    ]
     return list({word.partition("=")[0]: word for word in (*given, "train.accelerator=cpu", *more)}.values())
 
 
@@ -65,10 +70,17 @@ def resumed(folder: Path, *more: str) -> int:
 # Kills.
 
 
-@pytest.mark.parametrize("settings", [("data.workers=2",), ("train.accumulate=2",)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("recipe=mtv", "data.workers=2"),
+        ("recipe=mtv", "train.accumulate=2"),
+        ("recipe=unitalking", "data.subsets={basic_face: 1}"),
+    ],
+)
 def test_a_curriculum_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path, settings: tuple[str, ...]):
     kill_fuzz.preload()
-    report = fuzz(tmp_path, ["recipe=mtv", "train.steps=4", *settings], kills=3, seed=len(settings))
+    report = fuzz(tmp_path, ["train.steps=4", *settings], kills=3, seed=len(settings))
     assert report.differing == [] and report.doubled == []
     assert report.compared > 1000 and report.sessions >= 2, report
 

@@ -44,7 +44,7 @@ def make_sample(index: int, *, subset: str = "basic_face", second: bool = False,
         key=f"{subset}-{index:04d}",
         annotation=annotation,
         video_latents=rng.standard_normal((4, 3, 2, 2), np.float32),
-        text=rng.standard_normal((1 + index % 5, 6), np.float32),
+        texts={"caption": rng.standard_normal((1 + index % 5, 6), np.float32)},
         speech=rng.standard_normal(track, np.float32),
         effects=rng.standard_normal(track, np.float32),
         music=rng.standard_normal(track, np.float32),
@@ -260,7 +260,7 @@ def test_indexing_a_foreign_shard_names_shard_member_and_field(
     tar = first_tar(write_set(tmp_path))
     rewrite(tar, change)
     with pytest.raises(ShardError, match=rf"basic_face-train-000000\.tar.*{message}"):
-        index_tar(tar)
+        index_tar(tar, required=["video_latents"])
 
 
 def test_indexing_notices_a_cut_at_a_members_end_and_a_damaged_header(tmp_path: Path) -> None:
@@ -380,13 +380,33 @@ ANNOTATION = json.dumps(vars(make_sample(2).annotation))
         ("safetensors", len(DEEP).to_bytes(8, "little") + DEEP, "the header: not JSON that anyone meant"),
         ("safetensors", (1 << 62).to_bytes(8, "little") + b"{}", "the header is longer than the member"),
         ("safetensors", (2).to_bytes(8, "little") + b"[]", "the header: not a JSON object"),
-        ("safetensors", header(text=tensor([1 << 40, 1], 1 << 41)), "text lies outside the member"),
-        ("safetensors", header(text=tensor(["x", 1 << 50])), "the header's entry for text is malformed"),
-        ("safetensors", header(text=tensor([-1, -4])), "the header's entry for text is malformed"),
-        ("safetensors", header(text=tensor([2.0, 2.0])), "the header's entry for text is malformed"),
-        ("safetensors", header(text=tensor([], 0)), "the header's entry for text is malformed"),
-        ("safetensors", header(text={**tensor([2, 2]), "dtype": "F64"}), "text is 'F64'; shards hold F16 or F32"),
-        ("safetensors", header(text=[1, 2]), "the header's entry for text is malformed"),
+        (
+            "safetensors",
+            header(**{"text.caption": tensor([1 << 40, 1], 1 << 41)}),
+            "text.caption lies outside the member",
+        ),
+        (
+            "safetensors",
+            header(**{"text.caption": tensor(["x", 1 << 50])}),
+            "the header's entry for text.caption is malformed",
+        ),
+        (
+            "safetensors",
+            header(**{"text.caption": tensor([-1, -4])}),
+            "the header's entry for text.caption is malformed",
+        ),
+        (
+            "safetensors",
+            header(**{"text.caption": tensor([2.0, 2.0])}),
+            "the header's entry for text.caption is malformed",
+        ),
+        ("safetensors", header(**{"text.caption": tensor([], 0)}), "the header's entry for text.caption is malformed"),
+        (
+            "safetensors",
+            header(**{"text.caption": {**tensor([2, 2]), "dtype": "F64"}}),
+            "text.caption is 'F64'; shards hold F16 or F32",
+        ),
+        ("safetensors", header(**{"text.caption": [1, 2]}), "the header's entry for text.caption is malformed"),
         ("flac", endless_flac(), "the sound claims 68719476735 samples"),
         ("flac", b"fLaC" + bytes(40), "the sound cannot be decoded"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from avlit.codecs import VideoCodec
 from avlit.codecs.build import build_audio_codec, build_text_encoder, build_video_codec
 from avlit.codecs.mmaudio import LATENT_STATS, MMAudioCodec, write_latent_stats
 from avlit.codecs.wan import REFERENCE_TOKENS, TEXT_TOKENS, fixed_length
@@ -22,6 +24,12 @@ from avlit.errors import UserError
 @pytest.fixture(params=["wan21_folder", "wan22_folder"])
 def wan_folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
+
+
+def wan_codec(folder: Path) -> VideoCodec:
+    codec = build_video_codec("wan2.1" if "2.1" in str(folder) else "wan2.2", folder)
+    assert codec is not None
+    return codec
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +51,7 @@ def test_wan_latents_are_those_that_the_pipelines_normalise(wan_folder: Path) ->
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     stock: Any = AutoencoderKLWan.from_pretrained(wan_folder / "vae")
-    codec = build_video_codec("wan", wan_folder)
+    codec = wan_codec(wan_folder)
     size = codec.spatial_factor
     assert (codec.channels, codec.temporal_factor, size) == ((4, 4, 8) if "2.1" in str(wan_folder) else (6, 4, 16))
     video = noise(2, 3, 9, 2 * size, 3 * size)
@@ -62,15 +70,22 @@ def test_wan_latents_are_those_that_the_pipelines_normalise(wan_folder: Path) ->
 
 @pytest.mark.parametrize("num_frames", [1, 5, 13])
 def test_wan_gives_back_as_many_frames_as_it_took(wan_folder: Path, num_frames: int) -> None:
-    codec = build_video_codec("wan", wan_folder)
+    codec = wan_codec(wan_folder)
     latents = codec.encode(torch.zeros(1, 3, num_frames, 32, 32))
     assert latents.shape[2] == 1 + (num_frames - 1) // 4
     video = codec.decode(latents)
     assert video.shape == (1, 3, num_frames, 32, 32) and video.abs().max() <= 1
 
 
+def test_a_vae_of_the_other_wan_is_refused(wan21_folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"codecs\.video=wan2\.2: the VAE in .* divides space by 8, that of wan2\.2 by 16"
+    ):
+        build_video_codec("wan2.2", wan21_folder)
+
+
 def test_wan_latents_know_nothing_of_later_frames(wan_folder: Path) -> None:
-    codec = build_video_codec("wan", wan_folder)
+    codec = wan_codec(wan_folder)
     video = noise(1, 3, 9, 32, 32)
     latents = codec.encode(video)
     torch.testing.assert_close(codec.encode(video[:, :, :5]), latents[:, :, :2], atol=1e-6, rtol=1e-6)
@@ -91,9 +106,9 @@ def test_wan_latents_know_nothing_of_later_frames(wan_folder: Path) -> None:
 )
 def test_wan_refuses_video_that_it_would_cut(wan22_folder: Path, shape: tuple[int, ...], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        build_video_codec("wan", wan22_folder).encode(torch.zeros(shape))
+        build_video_codec("wan2.2", wan22_folder).encode(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"decodes \[B, 6, T, h, w\]"):
-        build_video_codec("wan", wan22_folder).decode(torch.zeros(1, 16, 1, 2, 2))
+        build_video_codec("wan2.2", wan22_folder).decode(torch.zeros(1, 16, 1, 2, 2))
 
 
 # --- umT5 -----------------------------------------------------------------------------------------------------------
@@ -295,7 +310,7 @@ def test_statistics_of_other_latents_are_refused(
 # --- folders --------------------------------------------------------------------------------------------------------
 
 BUILD: dict[str, Callable[[Path], Any]] = {
-    "vae": lambda folder: build_video_codec("wan", folder),
+    "vae": lambda folder: build_video_codec("wan2.2", folder),
     "text_encoder": lambda folder: build_text_encoder("umt5", folder),
     "tokenizer": lambda folder: build_text_encoder("umt5", folder),
     "audio_vae": lambda folder: build_audio_codec("mmaudio", folder),
@@ -352,10 +367,10 @@ def test_a_missing_part_is_named(released: Path, part: str) -> None:
 
 
 def test_codecs_that_need_a_folder_ask_for_it() -> None:
-    builders = {"video=wan": build_video_codec, "text=umt5": build_text_encoder, "audio=mmaudio": build_audio_codec}
+    builders = {"video=wan2.2": build_video_codec, "text=umt5": build_text_encoder, "audio=mmaudio": build_audio_codec}
     for choice, build in builders.items():
         key, name = choice.split("=")
-        with pytest.raises(UserError, match=rf"codecs\.{choice} needs .* codecs\.{key}_weights=FOLDER"):
+        with pytest.raises(UserError, match=rf"codecs\.{re.escape(choice)} needs .* codecs\.{key}_weights=FOLDER"):
             build(name)
 
 
