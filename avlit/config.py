@@ -7,7 +7,7 @@ Nothing here imports torch, so that help, listings and printed configs answer at
 import importlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,6 +234,11 @@ class SampleConfig:
     guidance: float = setting(1.0, "classifier-free guidance; 1 is none", low=0)
     scheduler: str = setting("DDIMScheduler", "class of diffusers' schedulers")
 
+    @property
+    def of_one_clip(self) -> tuple[str, ...]:
+        """The keys that say how a clip is sampled; the others say when and how many."""
+        return tuple(each.name for each in fields(self) if each.name not in ("every", "count", "sync_clips"))
+
 
 @dataclass
 class ValidationConfig:
@@ -278,6 +283,15 @@ class Config:
     def reads(self) -> Reads:
         """What of a sample the recipe's step reads."""
         return Reads()
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """Words of `just sample` that say what a clip shows or sounds like and that the recipe's sampler can use.
+
+        `image.FRAME` is a picture at any frame, `image.0` at the first alone; `prompt.SECONDS` is for recipes that make
+        clips of any length.
+        """
+        return ("prompt",)
 
     @property
     def timing(self) -> Timing:

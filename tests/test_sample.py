@@ -15,6 +15,7 @@ from PIL import Image
 from avlit.__main__ import USER_MISTAKE
 from avlit.__main__ import main as avlit
 from avlit.checkpoints import CheckpointState, save_checkpoint
+from avlit.commands.abilities import Abilities
 from avlit.commands.assembly import build_encoders, build_module
 from avlit.commands.clips import write_clips
 from avlit.commands.generation import Generator
@@ -24,8 +25,8 @@ from avlit.config import load_config, to_yaml
 from avlit.errors import UserError
 from avlit.media import probe, read_audio, read_clip, read_image
 from avlit.runs import create_run
-from avlit.timing import Timing
-from data.batches import collate
+from avlit.sampling import Latents
+from data.batches import Contents, collate
 from data.corpus import CorpusSettings, make_clip
 from data.datamodule import HeldoutClip
 from data.encode import encode_clip
@@ -135,16 +136,21 @@ def test_the_model_is_given_what_training_encodes(generator, tmp_path, monkeypat
 
     def record(batch, **_):
         batches.append(batch)
-        return batch.video_latents
+        return Latents(video=batch.video_latents)
 
     monkeypatch.setattr(generator.module, "sample", record)
     generator(Request(prompt=clip.caption, **{name: tmp_path / f"{name}.flac" for name in names}))
     encoded = encode_clip(clip, generator.encoders)
-    expected = collate([encoded], step=0, slots=(0,), text_tokens=generator.encoders.text.max_tokens)
-    for name in ("text", "text_lengths", *names):
-        torch.testing.assert_close(getattr(batches[0], name), getattr(expected, name), rtol=0, atol=1e-5)
-    assert batches[0].has_second == (True,)
-    assert expected.speech.abs().max() > 0.5
+    expected = collate([encoded], step=0, slots=(0,), contents=Contents(text_tokens=generator.encoders.text.max_tokens))
+    assert expected.tracks is not None
+    for made, shard, fields in (
+        (batches[0], expected, ("text", "text_lengths")),
+        (batches[0].tracks, expected.tracks, names),
+    ):
+        for name in fields:
+            torch.testing.assert_close(getattr(made, name), getattr(shard, name), rtol=0, atol=1e-5)
+    assert batches[0].tracks.has_second == (True,)
+    assert expected.tracks.speech.abs().max() > 0.5
 
 
 def test_a_long_clip_goes_on_from_a_short_one(generator, sounds):
@@ -164,7 +170,7 @@ def test_each_window_is_given_the_last_frames_its_own_seed_and_its_own_sound(gen
     def record(batch, *, seeds, keyframes, **_):
         calls.append((batch, seeds[0], keyframes))
         draw = torch.Generator().manual_seed(seeds[0])
-        return torch.randn(batch.video_latents.shape, generator=draw)
+        return Latents(video=torch.randn(batch.video_latents.shape, generator=draw))
 
     monkeypatch.setattr(generator.module, "sample", record)
     clip = generator(Request(speech=sounds["long"], duration_s=(FRAMES + ADDED) / FPS, seed=9))
@@ -177,8 +183,8 @@ def test_each_window_is_given_the_last_frames_its_own_seed_and_its_own_sound(gen
     sound = torch.from_numpy(read_audio(sounds["long"], 16000))
     start = round(ADDED / FPS * 16000)
     encoded = generator.encoders.tracks.encode(sound[start : start + 12000], num_frames=FRAMES)
-    torch.testing.assert_close(second.speech[0], encoded, rtol=0, atol=1e-5)
-    assert not torch.allclose(first.speech, second.speech, atol=0.1)
+    torch.testing.assert_close(second.tracks.speech[0], encoded, rtol=0, atol=1e-5)
+    assert not torch.allclose(first.tracks.speech, second.tracks.speech, atol=0.1)
 
 
 def test_a_later_prompt_changes_the_clip_from_its_window_on(generator):
@@ -448,7 +454,7 @@ def test_weights_that_the_run_never_trained_are_not_sampled(runs):
 def test_heldout_clips_tell_every_step_and_can_be_given_up(generator, tmp_path):
     clip = make_clip("multiple_characters", 2, CorpusSettings(num_frames=FRAMES))
     encoded = encode_clip(clip, generator.encoders)
-    batch = collate([encoded], step=0, slots=(0,), text_tokens=48)
+    batch = collate([encoded], step=0, slots=(0,), contents=Contents(text_tokens=48))
     clips = [HeldoutClip(batch, encoded.annotation, clip.mix, clip.rate_hz)] * 2
     steps = []
 
@@ -457,7 +463,7 @@ def test_heldout_clips_tell_every_step_and_can_be_given_up(generator, tmp_path):
 
     def write(folder: Path, on_step: Callable[[], None]) -> list[Path]:
         return write_clips(
-            generator.module, clips, codec=generator.encoders.video, settings=generator.settings, seed=0,
+            generator.module, clips, encoders=generator.encoders, settings=generator.settings, seed=0,
             folder=folder, on_step=on_step,
         )  # fmt: skip
 
@@ -490,8 +496,8 @@ def test_released_codecs_make_a_long_clip_from_prompt_tracks_and_image(
     codecs.append(f"codecs.tracks_weights={wav2vec2_folder}")
     config = load_config(["recipe=mtv_stage2", "size=paper", *sizes, *shape, *codecs])
     encoders, module = build_encoders(config), build_module(config).eval()
-    timing = Timing(fps=12, num_frames=9, height=32, width=32, rate_hz=16000)
-    generator = Generator(module, encoders, timing=timing, settings=config.sample)
+    assert encoders.video is not None and encoders.tracks is not None
+    generator = Generator(module, encoders, abilities=Abilities.of(config), settings=config.sample)
     calls = []
     sample = module.sample
 
@@ -506,12 +512,12 @@ def test_released_codecs_make_a_long_clip_from_prompt_tracks_and_image(
     assert clip.frames.shape == (12, 32, 32, 3)
     (first, given_first), (second, given_second) = calls
     assert given_first.tolist() == [[True, False, True]] and given_second.tolist() == [[True, True, False]]
-    assert first.text.shape == (1, 226, 16) and first.speech.shape == (1, 9, 3, 16)
+    assert first.text.shape == (1, 226, 16) and first.tracks.speech.shape == (1, 9, 3, 16)
     pixels = torch.from_numpy(read_image(image, size=(32, 32))).permute(2, 0, 1).float() / 127.5 - 1
     still = encoders.video.encode(pixels[None, :, None].expand(-1, -1, 5, -1, -1))  # a latent frame of one, one of four
     torch.testing.assert_close(first.video_latents[:, :, [0, 2]], still, rtol=0, atol=1e-5)
     silence = encoders.tracks.encode(torch.zeros(12000), num_frames=9)
-    torch.testing.assert_close(first.effects[0], silence, rtol=0, atol=1e-5)
+    torch.testing.assert_close(first.tracks.effects[0], silence, rtol=0, atol=1e-5)
     assert silence.abs().max() > 0.1  # wav2vec2 gives silence features of its own: not what guidance contrasts with
-    assert not torch.allclose(first.speech, second.speech, atol=1e-3)
+    assert not torch.allclose(first.tracks.speech, second.tracks.speech, atol=1e-3)
     assert (generator(request).frames == clip.frames).all()

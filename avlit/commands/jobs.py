@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from avlit.codecs.pretrained import fingerprint
+from avlit.commands.abilities import Abilities
 from avlit.commands.generation import Generator
-from avlit.commands.plan import Plan
+from avlit.commands.plan import Plan, plan_clip
 from avlit.commands.request import Request, request_from_words
 from avlit.config import SampleConfig
 from avlit.durable import write_atomically
@@ -57,7 +58,7 @@ def read_jobs(path: Path, *, seed: int) -> list[Job]:
             if name.lower() in jobs:
                 raise UserError(f"name={name}: {jobs[name.lower()].place} has the same name")
             if not set(words) - {"seed", "duration_s"}:
-                raise UserError("it asks for nothing; give a prompt, a track or an image")
+                raise UserError("it asks for nothing; give a prompt or a file")
             jobs[name.lower()] = Job(place, name, words, request_from_words(words, seed=seed))
         except UserError as error:
             raise JobError(f"{place}: {error}") from error
@@ -85,21 +86,22 @@ def _words(line: str) -> dict[str, str]:
 
 
 def plan_jobs(
-    jobs: Sequence[Job], folder: Path, *, plan: Callable[[Request], Plan], origin: Mapping[str, object]
+    jobs: Sequence[Job], folder: Path, *, abilities: Abilities, origin: Mapping[str, object]
 ) -> tuple[list[tuple[Job, Plan]], int]:
     """The jobs that are still to be made, checked and laid out, and the number of those that are done.
 
-    A job is done when `folder` has NAME.mp4 and NAME.json, and the JSON records the same words, files and `origin`
-    (run, step, settings). JobError where it records others, with the difference: nothing is mixed or overwritten.
+    A job is done when `folder` has NAME.mp4 (or NAME.wav) and NAME.json, and the JSON records the same words, files and
+    `origin` (run, step, settings). JobError where it records others, with the difference: nothing is mixed or
+    overwritten.
     """
     waiting = []
     for job in jobs:
         path = folder / f"{job.name}.json"
         try:
-            if path.is_file() and path.with_suffix(".mp4").is_file():
+            if path.is_file() and path.with_suffix(abilities.suffix).is_file():
                 _refuse_other(path, record(job, origin))
             else:
-                waiting.append((job, plan(job.request)))
+                waiting.append((job, plan_clip(job.request, abilities)))
         except UserError as error:
             raise JobError(f"{job.place}: {error}") from error
     return waiting, len(jobs) - len(waiting)
@@ -108,14 +110,14 @@ def plan_jobs(
 def run_jobs(
     generator: Generator, waiting: Sequence[tuple[Job, Plan]], folder: Path, *, origin: Mapping[str, object]
 ) -> None:
-    """Make the clips one after the other: NAME.mp4 first, NAME.json last, so that a stop loses one clip at most."""
+    """Make the clips one after the other: the clip first, NAME.json last, so that a stop loses one clip at most."""
     for job, plan in tqdm(waiting, desc="jobs", unit="job"):
         with tqdm(total=generator.num_steps(plan), desc=job.name, unit="step", leave=False) as bar:
 
             def on_step(bar: tqdm = bar) -> None:
                 bar.update()
 
-            generator.write(plan, folder / f"{job.name}.mp4", on_step=on_step)
+            generator.write(plan, folder / f"{job.name}{generator.abilities.suffix}", on_step=on_step)
         for note in (*plan.notes, *generator.text_notes(job.request)):
             tqdm.write(f"{job.name}: {note}")
         text = json.dumps(record(job, origin), indent=1, ensure_ascii=False) + "\n"
@@ -125,14 +127,13 @@ def run_jobs(
 def record(job: Job, origin: Mapping[str, object]) -> dict[str, object]:
     """What NAME.json holds: the request with the hashes of its files, and what made it."""
     request = job.request
-    files = [*request.tracks.values(), *request.images.values()]
-    hashes = {str(path): fingerprint([Path(path)]) for path in files if Path(path).is_file()}
+    hashes = {str(path): fingerprint([path]) for path in request.files if path.is_file()}
     return {"name": job.name, "words": dict(job.words), "seed": request.seed, "files": hashes, **origin}
 
 
 def origin_of(settings: SampleConfig, *, run: str, step: int) -> dict[str, object]:
     """The part of a record that all jobs of one call share."""
-    sampler = {"steps": settings.steps, "guidance": settings.guidance, "scheduler": settings.scheduler}
+    sampler = {name: getattr(settings, name) for name in settings.of_one_clip}
     return {"run": run, "step": step, "sample": sampler}
 
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from avlit.commands.request import Request
+import numpy as np
+
+from avlit.commands.abilities import Abilities
+from avlit.commands.request import Request, image_word
 from avlit.commands.soundtrack import Soundtrack, open_soundtrack
 from avlit.errors import UserError
-from avlit.media import MediaError, read_image
+from avlit.media import MediaError, audio_length_s, probe, read_clip, read_image
 from avlit.randomness import numpy_generator
 from avlit.timing import Timing
 
@@ -20,7 +23,7 @@ class Window:
 
     start: the clip's frame that it begins with. given: how many of its first frames are the end of the window before,
     0 in the first. count: how many it adds to the clip after those. images: latent frame of the window -> picture.
-    seed: of its noise.
+    seed: of its noise. Of sound alone, start, given and count are 0.
     """
 
     start: int
@@ -38,27 +41,46 @@ class Window:
 
 @dataclass(frozen=True)
 class Plan:
-    """All windows of a clip, its sound, and remarks for the screen."""
+    """All windows of a clip, its sound, and remarks for the screen.
+
+    num_frames: 0 for sound alone. duration_s: how long the clip lasts. reference: a voice to speak in. video: the file
+    whose frames are given.
+    """
 
     windows: tuple[Window, ...]
     soundtrack: Soundtrack
     num_frames: int
+    duration_s: float
+    reference: Path | None
+    video: Path | None
     notes: tuple[str, ...]
 
 
-def plan_clip(request: Request, *, timing: Timing, has_second: bool) -> Plan:
-    """Check a request against the run and its files, and divide it into windows.
+def plan_clip(request: Request, abilities: Abilities) -> Plan:
+    """Check a request against what the run can do and against its files, and divide it into windows.
 
     A long clip continues from its own end: each window after the first is given the last 1 + temporal_factor frames of
     the one before (two latent frames, encoded again) and adds the rest. Prompts change where a window adds its first
-    frame. has_second: the model hears a second speaker. UserError names the word that does not fit.
+    frame. UserError names the word that does not fit.
     """
-    if request.speech_second is not None and not has_second:
-        raise UserError(
-            f"speech_second={request.speech_second}: this run's model has no second speaker; sample a run that was "
-            "trained with model.second_speaker=true, such as one of stage 3"
-        )
+    abilities.refuse_others(request)
+    if request.duration_s is not None:
+        abilities.refuse_length(request.duration_s)
+    notes = _reference_notes(request, abilities)
+    if abilities.makes_sound and request.prompt is None:
+        notes.append("without prompt= the model is given no text: what is said is its own choice")
+    if abilities.makes_video:
+        return _plan_video(request, abilities.timing, notes)
+    duration_s = abilities.clip_s if request.duration_s is None else request.duration_s
+    window = Window(start=0, given=0, count=0, prompt=request.prompt, images={}, seed=request.seed)
+    soundtrack = open_soundtrack({}, duration_s=duration_s)
+    return Plan((window,), soundtrack, 0, duration_s, request.reference, None, tuple(notes))
+
+
+def _plan_video(request: Request, timing: Timing, notes: list[str]) -> Plan:
     num_frames = timing.num_frames if request.duration_s is None else max(1, round(request.duration_s * timing.fps))
+    if request.video is not None:
+        num_frames = _given_frames(request, num_frames, timing, notes)
     given = 1 + timing.temporal_factor
     added = timing.num_frames - given
     if num_frames > timing.num_frames and added < 1:
@@ -83,7 +105,8 @@ def plan_clip(request: Request, *, timing: Timing, has_second: bool) -> Plan:
     )
     duration_s = num_frames / timing.fps
     soundtrack = open_soundtrack(request.tracks, duration_s=duration_s)
-    return Plan(windows, soundtrack, num_frames, (*prompt_notes, *_sound_notes(soundtrack, duration_s, timing)))
+    notes += [*prompt_notes, *_sound_notes(soundtrack, duration_s, timing)]
+    return Plan(windows, soundtrack, num_frames, duration_s, request.reference, request.video, tuple(notes))
 
 
 def window_seed(seed: int, number: int) -> int:
@@ -113,7 +136,7 @@ def _images(request: Request, num_frames: int, starts: list[int], timing: Timing
     """The pictures of each window by latent frame; every file is read once, so that a bad one is found now."""
     found: list[dict[int, tuple[str, Path]]] = [{} for _ in starts]
     for frame, path in request.images.items():
-        key = "image.last" if frame == -1 else f"image.{frame}"
+        key = image_word(frame)
         place = num_frames + frame if frame < 0 else frame
         if not 0 <= place < num_frames:
             needed_s = (-frame if frame < 0 else frame + 1) / timing.fps
@@ -136,6 +159,53 @@ def _images(request: Request, num_frames: int, starts: list[int], timing: Timing
         except MediaError as error:
             raise MediaError(f"{key}={error}") from error
     return [{latent: path for latent, (_, path) in each.items()} for each in found]
+
+
+def _given_frames(request: Request, num_frames: int, timing: Timing, notes: list[str]) -> int:
+    """How many of `num_frames` the video has; it is read once, so that a bad one is found now."""
+    assert request.video is not None
+    try:
+        found = len(read_video(request.video, timing))
+        length_s = probe(request.video).duration_s
+    except MediaError as error:
+        raise MediaError(f"video={error}") from error
+    if request.duration_s is not None and num_frames > found:
+        raise UserError(
+            f"duration_s={request.duration_s:g}: video={request.video} has {found / timing.fps:.2f} s at the run's "
+            f"{timing.fps:g} frames a second; at most that"
+        )
+    if length_s > (num_frames + 0.5) / timing.fps:
+        notes.append(f"video: the clip of {num_frames / timing.fps:.2f} s uses the beginning of its {length_s:.2f} s")
+    if found < timing.num_frames:
+        notes.append(
+            f"video: {found / timing.fps:.2f} s for a model of {timing.duration_s:.2f} s; its last frame is held "
+            "for the rest, which is cut off afterwards"
+        )
+    return min(num_frames, found)
+
+
+def read_video(path: Path, timing: Timing) -> np.ndarray:
+    """The frames of a file that a clip can be given, at the run's rate and size: uint8 [F, H, W, 3], F >= 1."""
+    size = (timing.height, timing.width)
+    return read_clip(path, fps=timing.fps, size=size, rate_hz=None, duration_s=timing.duration_s).frames
+
+
+def _reference_notes(request: Request, abilities: Abilities) -> list[str]:
+    """How much of the reference is used; it is read once, so that a bad one is found now."""
+    if request.reference is None:
+        return []
+    try:
+        length_s = audio_length_s(request.reference)
+    except MediaError as error:
+        raise MediaError(f"reference={error}") from error
+    if length_s * abilities.latents_per_s < 1:
+        raise UserError(
+            f"reference={request.reference}: {length_s:.3f} s of sound are less than one of the "
+            f"{abilities.latents_per_s:g} latents a second that the model reads it as"
+        )
+    if length_s <= abilities.reference_s:
+        return [f"reference: all of its {length_s:.2f} s are used"]
+    return [f"reference: the first {abilities.reference_s:.2f} of its {length_s:.2f} s are used"]
 
 
 def _sound_notes(soundtrack: Soundtrack, duration_s: float, timing: Timing) -> list[str]:

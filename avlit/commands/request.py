@@ -12,8 +12,9 @@ from avlit.errors import ConfigError
 from avlit.settings import nearest
 
 TRACK_KEYS = ("speech", "speech_second", "effects", "music")
-REQUEST_KEYS = ("prompt", "prompt.SECONDS", *TRACK_KEYS, "image.FRAME", "duration_s", "seed")
-CONTENT_KEYS = ("prompt", "image", *TRACK_KEYS)
+FILE_KEYS = (*TRACK_KEYS, "reference", "video")
+REQUEST_KEYS = ("prompt", "prompt.SECONDS", *FILE_KEYS, "image.FRAME", "duration_s", "seed")
+CONTENT_KEYS = ("prompt", "image", *FILE_KEYS)
 """Words of which there is one at least in every request, by their part before the dot."""
 
 LAST_FRAME = -1
@@ -26,8 +27,10 @@ class Request:
 
     prompt: from the beginning on; None gives the model no text, as training's text dropout does. later_prompts:
     seconds -> the prompt from there on. speech, speech_second, effects, music: sound files that start with the
-    picture; None is silence. images: pixel frame -> picture file that the frame shows; negative frames count from the
-    end. duration_s: None is the length of the run's clips. seed: of all noise; the same seed makes the same clip.
+    picture; None is silence. reference: a sound file with the voice to speak in. video: a file whose frames are given
+    whole, so that sound is made for them. images: pixel frame -> picture file that the frame shows; negative frames
+    count from the end. duration_s: None is the length of the run's clips. seed: of all noise; the same seed makes the
+    same clip. Which of these a run's model takes, `Abilities` says.
     """
 
     prompt: str | None = None
@@ -36,6 +39,8 @@ class Request:
     speech_second: Path | None = None
     effects: Path | None = None
     music: Path | None = None
+    reference: Path | None = None
+    video: Path | None = None
     images: Mapping[int, Path] = field(default_factory=dict)
     duration_s: float | None = None
     seed: int = 0
@@ -56,9 +61,29 @@ class Request:
         """The tracks that are given, by name."""
         return {name: Path(path) for name in TRACK_KEYS if (path := getattr(self, name)) is not None}
 
-    def with_track(self, name: str, path: Path) -> Request:
-        """The same request with one track exchanged."""
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the clip is made from."""
+        named = (getattr(self, name) for name in FILE_KEYS)
+        return (*(Path(path) for path in named if path is not None), *map(Path, self.images.values()))
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """What the clip is to show or sound like, as words: `image.0` -> file, `prompt` -> text."""
+        found: dict[str, object] = {"prompt": self.prompt}
+        found |= {f"prompt.{second:g}": text for second, text in self.later_prompts.items()}
+        found |= {name: getattr(self, name) for name in FILE_KEYS}
+        found |= {image_word(frame): path for frame, path in self.images.items()}
+        return {word: str(value) for word, value in found.items() if value is not None}
+
+    def with_file(self, name: str, path: Path) -> Request:
+        """The same request with one file exchanged; name: one of FILE_KEYS."""
         return replace(self, **{name: path})  # pyright: ignore[reportArgumentType]
+
+
+def image_word(frame: int) -> str:
+    """The word that gives the picture of a frame."""
+    return "image.last" if frame == LAST_FRAME else f"image.{frame}"
 
 
 def is_content(key: str) -> bool:
@@ -72,11 +97,11 @@ def is_request_key(key: str) -> bool:
 
 
 def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
-    """`prompt=… prompt.SECONDS=… speech=FILE image.FRAME=FILE duration_s=… seed=…` -> Request.
+    """`prompt=… prompt.SECONDS=… speech=FILE reference=FILE image.FRAME=FILE duration_s=… seed=…` -> Request.
 
     seed: where the words have none. ConfigError names the word and what it must be.
     """
-    tracks: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     images: dict[int, Path] = {}
     later: dict[float, str] = {}
     prompt = None
@@ -95,8 +120,8 @@ def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
             if frame in images:
                 raise ConfigError(f"{key}: frame {frame} has an image already; keep one")
             images[frame] = _path(key, text)
-        elif key in TRACK_KEYS:
-            tracks[key] = _path(key, text)
+        elif key in FILE_KEYS:
+            files[key] = _path(key, text)
         elif key == "duration_s":
             duration_s = _number(f"{key}={text}", text, "a number of seconds above 0")
         elif key == "seed":
@@ -110,7 +135,7 @@ def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
         if prompt is not None:
             raise ConfigError("prompt.0: `prompt=` is the prompt from 0 on; keep one of the two")
         prompt = later.pop(0.0)
-    return Request(prompt=prompt, later_prompts=later, images=images, duration_s=duration_s, seed=seed, **tracks)
+    return Request(prompt=prompt, later_prompts=later, images=images, duration_s=duration_s, seed=seed, **files)
 
 
 def _path(key: str, text: str) -> Path:

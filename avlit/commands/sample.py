@@ -1,4 +1,4 @@
-"""`just sample`: clips from a trained run, written as MP4 with the sound that drove them."""
+"""`just sample`: clips from a trained run, written as MP4 with their sound, or as WAV of sound alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avlit.commands.request import REQUEST_KEYS, Request, is_content, is_request_key, request_from_words
+from avlit.commands.request import REQUEST_KEYS, is_content, is_request_key, request_from_words
 from avlit.config import Config, ConfigError, from_yaml
 from avlit.runs import Run, find_run
 from avlit.settings import leaves, nearest, read_words
 
 if TYPE_CHECKING:  # a wrong word must not wait for torch
     from avlit.checkpoints import Checkpoint
-    from avlit.commands.plan import Plan
+    from avlit.commands.abilities import Abilities
 
-RUN_KEYS = ("run", "runs_dir", "out", "seed", "sample.steps", "sample.guidance", "sample.scheduler")
+RUN_KEYS = ("run", "runs_dir", "out", "seed")
 PLACE_KEYS = (
     "model.weights", "codecs.video_weights", "codecs.audio_weights", "codecs.tracks_weights", "codecs.text_weights",
     "train.accelerator", "train.threads",
@@ -32,9 +32,10 @@ def main(words: Sequence[str]) -> int:
     """`run=RUN` (`last`, an id, a folder) and what to make.
 
     One clip: `prompt=…`, `prompt.SECONDS=…`, `speech=FILE`, `speech_second=FILE`, `effects=FILE`, `music=FILE`,
-    `image.FRAME=FILE`, `duration_s=…`, `seed=…`, `out=FILE.mp4`. One of them in several versions: `vary=music
-    music=a.wav,b.wav`, into `out=FOLDER`. Many clips: `jobs=FILE.jsonl out=FOLDER`. None of these: the first held-out
-    clips of the run's data (`sample.count`) with their own prompts and tracks, into `out=FOLDER`.
+    `reference=FILE`, `video=FILE`, `image.FRAME=FILE` as far as the run's recipe takes them; `duration_s=…`, `seed=…`,
+    `out=FILE.mp4`, or FILE.wav for sound alone. One of them in several versions: `vary=music music=a.wav,b.wav`, into
+    `out=FOLDER`. Many clips: `jobs=FILE.jsonl out=FOLDER`. None of these: the first held-out clips of the run's data
+    (`sample.count`) with their own conditions, into `out=FOLDER`.
     """
     given = read_words(words)
     if "run" not in given:
@@ -54,17 +55,21 @@ def sample_clip(run: Run, words: Mapping[str, str]) -> int:
     config = read_config(run, words, allowed=CLIP_KEYS, what="one clip")
     request_words = {key: value for key, value in words.items() if is_request_key(key)}
     request = request_from_words(request_words, seed=config.seed)
+    abilities = read_abilities(config)
     out = Path(words["out"]) if "out" in words else None
-    if out is not None and out.suffix != ".mp4":
-        raise ConfigError(f"out={out}: one clip is written to a file, for example out={out.name or 'clip'}.mp4")
+    if out is not None and out.suffix != abilities.suffix:
+        stem = out.stem if out.suffix in (".mp4", ".wav") else out.name or "clip"
+        one = "one clip" if abilities.makes_video else "a clip of sound alone"
+        raise ConfigError(f"out={out}: {one} is written to a file, for example out={stem}{abilities.suffix}")
     checkpoint = newest_checkpoint(run, config)
-    out = out or default_out(run, checkpoint, request_words, seed=request.seed, suffix=".mp4")
+    out = out or default_out(run, checkpoint, request_words, seed=request.seed, suffix=abilities.suffix)
     if out.exists():
         raise ConfigError(f"out={out}: is there already; give another out=, or remove it")
 
     from avlit.commands.generation import Generator
+    from avlit.commands.plan import plan_clip
 
-    plan = planner(config)(request)
+    plan = plan_clip(request, abilities)
     make_folder(out.parent)
     generator = Generator.of_checkpoint(config, checkpoint)
     for note in (*plan.notes, *generator.text_notes(request)):
@@ -83,7 +88,7 @@ def sample_variants(run: Run, words: Mapping[str, str]) -> int:
     values = request_words.pop(key, "")
     request = request_from_words(request_words, seed=config.seed)
 
-    from avlit.commands.variations import variants, write_grid
+    from avlit.commands.variations import refuse_unlike, variants, write_grid
 
     wanted = variants(request, key, values)
     checkpoint = newest_checkpoint(run, config)
@@ -92,9 +97,11 @@ def sample_variants(run: Run, words: Mapping[str, str]) -> int:
     refuse_occupied(folder)
 
     from avlit.commands.generation import Generator
+    from avlit.commands.plan import plan_clip
 
-    plan = planner(config)
-    made = [(variant, plan(variant.request)) for variant in wanted]
+    abilities = read_abilities(config)
+    made = [(variant, plan_clip(variant.request, abilities)) for variant in wanted]
+    refuse_unlike(made, key=key)
     make_folder(folder)
     generator = Generator.of_checkpoint(config, checkpoint)
     for variant, each in made:
@@ -123,7 +130,7 @@ def sample_jobs(run: Run, words: Mapping[str, str]) -> int:
     jobs = read_jobs(Path(words["jobs"]), seed=config.seed)
     checkpoint = newest_checkpoint(run, config)
     origin = origin_of(config.sample, run=run.id, step=checkpoint.step)
-    waiting, num_done = plan_jobs(jobs, folder, plan=planner(config), origin=origin)
+    waiting, num_done = plan_jobs(jobs, folder, abilities=read_abilities(config), origin=origin)
     make_folder(folder)
     if waiting:
         run_jobs(Generator.of_checkpoint(config, checkpoint), waiting, folder, origin=origin)
@@ -138,13 +145,11 @@ def newest_checkpoint(run: Run, config: Config) -> Checkpoint:
     return resolve_weights(run.path, runs_dir=Path(config.runs_dir))
 
 
-def planner(config: Config) -> Callable[[Request], Plan]:
-    """Checks requests before the weights are read, so that a mistake is answered at once."""
-    from avlit.commands.generation import has_second_speaker
-    from avlit.commands.plan import plan_clip
+def read_abilities(config: Config) -> Abilities:
+    """What requests are checked against before the weights are read, so that a mistake is answered at once."""
+    from avlit.commands.abilities import Abilities
 
-    timing, has_second = config.timing, has_second_speaker(config)
-    return lambda request: plan_clip(request, timing=timing, has_second=has_second)
+    return Abilities.of(config)
 
 
 @contextmanager
@@ -212,7 +217,11 @@ def read_config(run: Run, words: Mapping[str, str], *, allowed: Sequence[str], w
     allowed: the words that have an effect on `what` is made; ConfigError for any other, with the nearest of them.
     """
     text, source = run.read_config(), str(run.config_path)
-    known = leaves(type(from_yaml(text, source=source)))
+    trained = from_yaml(text, source=source)
+    known = leaves(type(trained))
+    allowed = (*allowed, *(f"sample.{name}" for name in trained.sample.of_one_clip))
+    if trained.codecs.video == "none":
+        allowed = (*allowed, "data.root")  # the shards say how long its clips are
     for key, value in words.items():
         if key in allowed or (is_content(key) and any(is_content(other) for other in allowed)):
             continue

@@ -11,14 +11,14 @@ import numpy as np
 
 from avlit.commands.generation import Generator
 from avlit.commands.plan import Plan
-from avlit.commands.request import TRACK_KEYS, Request
+from avlit.commands.request import FILE_KEYS, Request
 from avlit.commands.soundtrack import MIX_RATE_HZ, open_soundtrack
 from avlit.contact_sheet import contact_sheet, label_strip
-from avlit.errors import ConfigError
-from avlit.media import MP4Writer
+from avlit.errors import ConfigError, UserError
+from avlit.media import MP4Writer, write_sound
 from avlit.sound import resample
 
-VARIED_KEYS = ("prompt", *TRACK_KEYS)
+VARIED_KEYS = ("prompt", *FILE_KEYS)
 GRID_COLUMNS = 4
 TILE = 256
 """Pixels that the shorter side of a clip in the grid has at least."""
@@ -50,9 +50,17 @@ def variants(request: Request, key: str, text: str) -> list[Variant]:
     if key == "prompt":
         return [Variant(f"{n:02d}-prompt", text, replace(request, prompt=text)) for n, text in enumerate(values)]
     return [
-        Variant(f"{n:02d}-{Path(value).stem}", f"{key}={Path(value).name}", request.with_track(key, Path(value)))
+        Variant(f"{n:02d}-{Path(value).stem}", f"{key}={Path(value).name}", request.with_file(key, Path(value)))
         for n, value in enumerate(values)
     ]
+
+
+def refuse_unlike(made: Sequence[tuple[Variant, Plan]], *, key: str) -> None:
+    """Raise UserError for clips that cannot stand side by side because videos of other lengths are given."""
+    lengths = {plan.duration_s: variant.label for variant, plan in made}
+    if len(lengths) > 1:
+        shown = ", ".join(f"{label} {seconds:.2f} s" for seconds, label in lengths.items())
+        raise UserError(f"vary={key}: the clips would differ in length: {shown}; give duration_s={min(lengths):.3f}")
 
 
 def write_grid(
@@ -65,9 +73,12 @@ def write_grid(
 ) -> list[Path]:
     """An MP4 of each variant with its own sound, `grid.mp4` with all of them, and a contact sheet; returns the paths.
 
-    folder: exists. The grid sounds of the tracks that all variants share. All are sampled window by window together, so
-    that memory does not grow with their length but for the contact sheet's sound.
+    folder: exists. The grid sounds of the tracks that all variants share; it is silent where each has a sound of its
+    own that was generated. All are sampled window by window together, so that memory does not grow with their length
+    but for the contact sheet's sound. Of sound alone there are WAVs and the contact sheet.
     """
+    if not generator.abilities.makes_video:
+        return _write_sounds(generator, made, folder, on_step=on_step)
     plans, timing = [plan for _, plan in made], generator.timing
     shared_paths = {name: path for name, path in plans[0].soundtrack.paths.items() if name != key}
     shared = open_soundtrack(shared_paths, duration_s=plans[0].num_frames / timing.fps)
@@ -108,6 +119,25 @@ def write_grid(
         columns=SHEET_COLUMNS,
     )
     return [*paths, grid_path, sheet_path]
+
+
+def _write_sounds(
+    generator: Generator,
+    made: Sequence[tuple[Variant, Plan]],
+    folder: Path,
+    *,
+    on_step: Callable[[], None] | None,
+) -> list[Path]:
+    paths, sounds = [folder / f"{variant.name}.wav" for variant, _ in made], []
+    for (_, plan), path in zip(made, paths, strict=True):
+        (piece,) = generator.pieces(plan, on_step=on_step)
+        assert piece.waveform is not None
+        write_sound(path, piece.waveform, rate_hz=generator.rate_hz)
+        sounds.append(piece.waveform)
+    sheet_path = folder / "contact_sheet.png"
+    labels = [variant.label for variant, _ in made]
+    contact_sheet(sheet_path, [None] * len(made), waveforms=sounds, rate_hz=generator.rate_hz, labels=labels)
+    return [*paths, sheet_path]
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ class MTVConfig(Config):
         1.0, "shift of CogVideoX's noise schedule: 1 is 5B, 3 is 2B", above=0, not_with=("model.variant", "wan")
     )
 
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """Prompts in turn, the tracks that drive the video, and pictures at any frame."""
+        return ("prompt", "prompt.SECONDS", "speech", "speech_second", "effects", "music", "image.FRAME")
+
     def check(self) -> None:
         """Raise ValueError where the sampler does not fit what the backbone predicts."""
         super().check()

@@ -121,6 +121,11 @@ class UniTalkingConfig(Config):
         styles = ("speech",) if self.codecs.video == "none" else ("detailed", "short", "fused")
         return Reads(captions=styles, reference_tokens=self.model.max_reference_tokens)
 
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """A prompt and a voice to speak in; with video, the first frame or all of them (UniTalking, 4.5)."""
+        return ("prompt", "reference") + (() if self.codecs.video == "none" else ("image.0", "video"))
+
     def check(self) -> None:
         """Raise ValueError where the tasks do not fit what is read."""
         super().check()
