@@ -6,7 +6,9 @@ import json
 import shutil
 import types
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,14 +17,15 @@ import soundfile
 import torch
 
 from avlit.__main__ import main
-from avlit.codecs.build import build_text_encoder, build_track_encoder, build_video_codec
+from avlit.codecs.build import build_audio_codec, build_text_encoder, build_track_encoder, build_video_codec
 from avlit.config import load_config
 from avlit.errors import ConfigError, UserError
 from avlit.media import write_mp4
 from avlit.timing import Timing
+from data.batches import Contents
 from data.datamodule import AVDataModule
 from data.encode import Encoders
-from data.prepare import preparation, separation, windows
+from data.prepare import preparation, references, separation, windows
 from data.prepare.config import load_prepare_config
 from data.prepare.descriptions import Rejected, describe
 from data.prepare.preparation import Preparation, find_clips, prepare
@@ -71,8 +74,17 @@ def captioned(path: Path, text: str = "A grey wall.") -> Path:
     return path
 
 
-def embedded() -> Encoders:
-    return Encoders(build_video_codec("embedded"), build_track_encoder("embedded"), build_text_encoder("embedded"))
+def embedded() -> Any:  # Encoders, of which a test knows what they have
+    return Encoders(
+        text=build_text_encoder("embedded"), video=build_video_codec("embedded"), tracks=build_track_encoder("embedded")
+    )
+
+
+def talking() -> Encoders:
+    """What the second stage of UniTalking reads: no tracks, but sound, styles of caption and references."""
+    return replace(
+        embedded(), tracks=None, audio=build_audio_codec("embedded"), captions=("short", "fused"), reference_tokens=64
+    )
 
 
 def prepared(source: Path, out: Path, *, heldout: float = 0.0, stride: int = 5, **given):
@@ -86,7 +98,7 @@ def prepared(source: Path, out: Path, *, heldout: float = 0.0, stride: int = 5, 
     )  # fmt: skip
 
 
-def samples(root: Path, *, split: str | None = None) -> list[EncodedSample]:
+def samples(root: Path, *, split: str | None = None) -> list[Any]:  # of EncodedSample, likewise
     shards = ShardSet.open(root)
     return [
         shards.read(number, index, sound=True)
@@ -96,7 +108,7 @@ def samples(root: Path, *, split: str | None = None) -> list[EncodedSample]:
     ]
 
 
-def read_windows(path: Path, *, timing: Timing = TINY, stride: int | None = None) -> list[Window]:
+def read_windows(path: Path, *, timing: Timing = TINY, stride: int | None = None) -> list[Any]:  # of Window
     cut = ClipWindows(path, timing=timing, stride_frames=stride or timing.num_frames, separator=SimpleSeparator())
     return [window for window in cut.read() if isinstance(window, Window)]
 
@@ -465,6 +477,10 @@ def test_records_become_captions_in_the_papers_template(record: dict, caption: s
     ("record", "message"),
     [
         ({"caption": " "}, "the caption is empty"),
+        ({"caption": "x", "captions": {"brief": "y"}}, "captions.brief: must be one of structured, detailed"),
+        ({"caption": "x", "captions": {"short": " "}}, "captions.short=' ': is empty"),
+        ({"caption": "x", "captions": ["y"]}, "captions: must be an object"),
+        ({"transcript": "hello"}, "neither caption nor scene; it has transcript"),
         ({"captoin": "x"}, "neither caption nor scene; it has captoin"),
         ({"scene": " "}, "scene"),
         ({"caption": 3}, "caption=3: must be text"),
@@ -499,6 +515,18 @@ def test_captions_come_from_the_list_then_json_then_text(tmp_path: Path):
     assert found["a-00000"].source == "a.mp4 0.00-0.42 s; tracks: simple voice-band gate; a friend"
     assert found["b-00000"].transcript == "hello there"
     assert all(each.mouth_boxes == [[]] * 5 for each in found.values())
+
+
+def test_captions_in_other_styles_are_encoded_where_the_recipe_reads_them(tmp_path: Path):
+    clip = write_clip(tmp_path / "clips" / "a.mp4", 0.5)
+    captions = {"fused": 'A wall says "hello there".', "short": " A\n wall. "}
+    clip.with_suffix(".json").write_text(json.dumps({"captions": captions, "transcript": "hello there"}))
+    report = prepared(tmp_path / "clips", tmp_path / "shards", encoders=talking())
+    (sample,) = samples(tmp_path / "shards")
+    assert sample.annotation.captions == {"short": "A wall.", "fused": captions["fused"]}
+    assert sample.texts.keys() == {"caption", "short", "fused"}
+    assert sample.annotation.caption == "A wall."  # the first of those given
+    assert report.files[0].captions == {"short": 1, "fused": 1}
 
 
 def test_a_long_clips_transcript_is_not_given_to_its_windows(tmp_path: Path):
@@ -635,6 +663,83 @@ def test_with_many_files_no_file_is_on_both_sides(tmp_path: Path):
     assert not sides["train"] & sides["heldout"]
 
 
+# --- references and whole sound, for recipes that generate it ---
+
+
+def own_window(sample: EncodedSample) -> tuple[str, int]:
+    name, number = sample.key.rsplit("-", 2)[-2:]
+    return name, int(number)
+
+
+def windows_heard(sample: EncodedSample, others: list[Any]) -> list[tuple[str, int]]:
+    """File and window that each reference of a sample is the sound of."""
+    heard = []
+    for reference in sample.references:
+        found = [each for each in others if np.array_equal(each.audio_latents[: len(reference)], reference)]
+        assert len(found) == 1
+        heard.append(own_window(found[0]))
+    return heard
+
+
+def test_references_are_other_windows_of_the_clip_on_the_same_side_and_apart_in_time(tmp_path: Path):
+    for seed in range(2):
+        captioned(write_clip(tmp_path / "clips" / f"{seed}.mp4", 5.0, seed=seed))
+    report = prepared(
+        tmp_path / "clips", tmp_path / "shards", heldout=0.3, stride=2, encoders=talking(), separator=None
+    )
+    choices = []
+    for side in ("train", "heldout"):
+        there = samples(tmp_path / "shards", split=side)
+        for sample in there:
+            name, number = own_window(sample)
+            heard = windows_heard(sample, there)
+            choices.append((number, *heard))
+            assert len(heard) == 3 and len(set(heard)) == 3
+            assert {other for other, _ in heard} == {name}
+            assert all(abs(other - number) * 2 >= 5 for _, other in heard)
+    assert len({chosen[1:] for chosen in choices}) > 0.8 * len(choices)
+    assert [file.references for file in report.files] == [{"3": sum(file.kept.values())} for file in report.files]
+
+
+def test_clips_of_a_speaker_are_references_of_each_other(tmp_path: Path):
+    for seed, speaker in enumerate(("ann", "ben", "ann", "ben", None)):
+        clip = write_clip(tmp_path / "clips" / f"{seed}.mp4", 0.5, seed=seed)
+        clip.with_suffix(".json").write_text(json.dumps({"caption": "A wall.", "speaker": speaker}))
+    prepared(tmp_path / "clips", tmp_path / "shards", encoders=talking(), separator=None)
+    there = samples(tmp_path / "shards")
+    heard = {own_window(sample)[0]: [name for name, _ in windows_heard(sample, there)] for sample in there}
+    assert heard == {"0": ["2"], "2": ["0"], "1": ["3"], "3": ["1"], "4": []}
+    assert {sample.annotation.source for sample in there} == {
+        "0.mp4 0.00-0.42 s; speaker: ann", "1.mp4 0.00-0.42 s; speaker: ben", "2.mp4 0.00-0.42 s; speaker: ann",
+        "3.mp4 0.00-0.42 s; speaker: ben", "4.mp4 0.00-0.42 s",
+    }  # fmt: skip
+
+
+def test_what_is_held_back_for_references_is_bounded_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    captioned(write_clip(tmp_path / "clips" / "a.mp4", 5.0))
+    monkeypatch.setattr(references, "MOST_SAMPLES", 4)
+    report = prepared(tmp_path / "clips", tmp_path / "shards", encoders=talking(), separator=None)
+    there = samples(tmp_path / "shards")
+    assert len(there) == report.num_kept == 12
+    for sample in there:
+        near = [abs(other - own_window(sample)[1]) for _, other in windows_heard(sample, there)]
+        assert len(near) >= 1 and max(near) < 4
+
+
+def test_without_tracks_the_sound_is_the_clips_own_and_stems_are_not_read(tmp_path: Path):
+    sound = noise(0.5)
+    clip = captioned(write_clip(tmp_path / "clips" / "a.mp4", 0.5, sound=sound))
+    write_stem(clip, "speech", noise(0.5, seed=5))
+    captioned(write_clip(tmp_path / "clips" / "mute.mp4", 0.5, sound=noise(0)))
+    report = prepared(tmp_path / "clips", tmp_path / "shards", encoders=talking(), separator=None)
+    assert {file.file: file.rejected for file in report.files} == {"a.mp4": None, "mute.mp4": "no audio stream"}
+    (sample,) = samples(tmp_path / "shards")
+    assert sample.speech is None and sample.audio_latents.shape == (27, 64)
+    assert np.corrcoef(sample.waveform, sound[: len(sample.waveform)])[0, 1] > 0.9  # AAC lies between
+
+
 # --- the folder and the words ---
 
 
@@ -683,7 +788,7 @@ def test_rates_sizes_and_codecs_are_the_recipes_unless_given(tmp_path: Path):
     config, recipe = load_prepare_config(words), load_config(["recipe=mtv_stage3"])
     for name in ("fps", "num_frames", "height", "width", "rate_hz"):
         assert getattr(config.data, name) == getattr(recipe.data, name)
-    assert config.codecs == recipe.codecs
+    assert asdict(config.codecs) == asdict(recipe.codecs)
     paper = load_prepare_config([*words, "size=paper", "data.height=240", "stride=1", "codecs.text=embedded"])
     assert (paper.data.num_frames, paper.data.height, paper.data.width) == (49, 240, 720)
     assert (paper.codecs.video, paper.codecs.text, paper.stride_frames) == ("cogvideox", "embedded", 24)
@@ -703,6 +808,9 @@ def test_rates_sizes_and_codecs_are_the_recipes_unless_given(tmp_path: Path):
         ("subset=faces", "subset=faces: must be one of basic_face"),
         ("recipe=mtv_stag3", "did you mean mtv_stage3"),
         ("codecs.video_weights=x", "has no effect while codecs.video=embedded"),
+        ("length_step_s=1", "length_step_s=1: has no effect while codecs.video=embedded"),
+        ("codecs.audio=embedded", "codecs.audio=embedded: is set by the recipe"),
+        ("pattern=clip_{take}", "pattern=clip_{take}: has none of {speaker}"),
     ],
 )
 def test_a_wrong_word_is_refused_by_key_and_value(tmp_path: Path, word: str, message: str):
@@ -710,6 +818,19 @@ def test_a_wrong_word_is_refused_by_key_and_value(tmp_path: Path, word: str, mes
     key, _, value = word.partition("=")
     with pytest.raises(ConfigError, match=message):
         load_prepare_config([f"{key}={value}" for key, value in {**words, key: value}.items()])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["separator=simple"], "separator=simple: has no effect while codecs.tracks=none"),
+        (["codecs.video=cogvideox"], "codecs.video=cogvideox .*one of none, embedded, wan2.2"),
+        (["size=paper", "data.height=712"], "data.height=712: must be a multiple of the codec's 16 pixels"),
+    ],
+)
+def test_words_that_a_joint_recipe_has_no_use_for_are_refused(tmp_path: Path, words: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_prepare_config([f"source={tmp_path}", f"out={tmp_path / 'shards'}", "recipe=unitalking_stage2", *words])
 
 
 def test_a_missing_weights_folder_and_a_folder_without_clips_are_one_message(
@@ -733,13 +854,13 @@ def test_training_reads_what_was_prepared(tmp_path: Path):
     assert main(["prepare", f"source={source}", f"out={tmp_path / 'shards'}", *SMALL]) == 0
     encoders = embedded()
     module = AVDataModule(
-        tmp_path / "shards", batch_size=4, text_tokens=48, seed=0, subsets={"multiple_characters": 1},
+        tmp_path / "shards", batch_size=4, contents=Contents(48), seed=0, subsets={"multiple_characters": 1},
         expect=encoders.identity(fps=12, rate_hz=16000), steps=5,
     )  # fmt: skip
-    batches = list(module.train_dataloader())
+    batches: list[Any] = list(module.train_dataloader())
     assert len(batches) == 5
     assert batches[0].video_latents.shape == (4, 48, 2, 2, 2)
-    assert batches[0].speech.shape == (4, 5, 4, 32)
+    assert batches[0].tracks.speech.shape == (4, 5, 4, 32)
     assert set(batches[0].captions) == {f"Two person conversation. {BOTH} Scene Description: They talk."}
     assert len(module.heldout_samples(1)) == 1
 
@@ -755,11 +876,11 @@ def test_the_shared_clips_are_all_prepared(tmp_path: Path):
     }  # fmt: skip
     assert all(count["train"] >= 1 and count["heldout"] >= 1 for count in report["kept"].values())
     found = samples(out)
-    codec = build_video_codec("embedded")
+    codec: Any = build_video_codec("embedded")
     for sample in found:
         assert sample.annotation.shape == "25x64x64"
         assert sample.waveform is not None and np.abs(sample.waveform).max() > 0.02
         video = codec.decode(torch.from_numpy(sample.video_latents[None].astype(np.float32)))
         assert float(video.std()) > 0.1
-    module = AVDataModule(out, batch_size=4, text_tokens=48, seed=0, subsets={"multiple_characters": 1}, steps=2)
+    module = AVDataModule(out, batch_size=4, contents=Contents(48), seed=0, subsets={"multiple_characters": 1}, steps=2)
     assert [len(batch) for batch in module.train_dataloader()] == [4, 4]

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avlit.config import load_config
 from avlit.errors import ConfigError
 from data.prepare.config import PrepareConfig, load_prepare_config
 
 if TYPE_CHECKING:  # a wrong word must not wait for torch
     from data.encode import Encoders
+    from data.prepare.report import Report
 
 
 def main(words: Sequence[str]) -> int:
@@ -22,7 +24,7 @@ def main(words: Sequence[str]) -> int:
     from data.prepare.preparation import NothingKeptError, Preparation, prepare
     from data.prepare.separation import build_separator
 
-    separator = build_separator(config.separator)
+    separator = None if config.codecs.tracks == "none" else build_separator(config.separator)
     encoders = encoders_of(config)
     try:
         report = prepare(
@@ -30,11 +32,14 @@ def main(words: Sequence[str]) -> int:
             Path(config.out),
             captions=None if config.captions is None else Path(config.captions),
             how=Preparation(
-                timing=config.data.timing,
+                timing=config.timing,
                 stride_frames=config.stride_frames,
                 heldout=config.heldout,
                 default_subset=config.subset,
                 shard_samples=config.shard_samples,
+                include=config.include,
+                pattern=config.name_pattern,
+                length_step_s=config.length_step_s if config.is_sound_alone else None,
             ),
             encoders=encoders,
             separator=separator,
@@ -45,8 +50,17 @@ def main(words: Sequence[str]) -> int:
         print(f"just prepare: {error}; nothing was written", file=sys.stderr)
         return 1
     print("\n".join(report.lines()))
-    print(f"{config.out}: ready for `just train recipe=… size={config.size} data.root={config.out}`")
+    print(f"{config.out}: ready for `just train {' '.join(training_words(config, report))}`")
     return 0
+
+
+def training_words(config: PrepareConfig, report: Report) -> list[str]:
+    """What `just train` needs to hear to train on the shards."""
+    words = [f"recipe={config.recipe}", f"size={config.size}", f"data.root={config.out}"]
+    wanted = load_config([f"recipe={config.recipe}", f"size={config.size}"]).data.subsets
+    if wanted.keys() - {name for name, count in report.counts().items() if count["train"]}:
+        words.append("data.subsets={}")  # the recipe's mix is of subsets that are not there
+    return words
 
 
 def encoders_of(config: PrepareConfig) -> Encoders:

@@ -7,8 +7,12 @@ from typing import Literal
 
 from avlit.config import CodecConfig, Reads, load_config
 from avlit.settings import Settings, read_words, setting
-from avlit.timing import Timing
+from avlit.timing import VIDEO_FACTORS, Timing
 from data.clip import SUBSETS
+from data.prepare.names import NamePattern
+
+SOUND_ALONE = ("codecs.video", "none")
+"""What the recipe's codecs are where sound is prepared without picture."""
 
 
 @dataclass
@@ -16,22 +20,24 @@ class WindowConfig:
     """What every window looks and sounds like; the defaults are the recipe's."""
 
     fps: float = setting(24.0, "video frames a second", above=0)
-    num_frames: int = setting(49, "frames of a window, 4n+1", low=1)
-    height: int = setting(480, "pixels, a multiple of 8", low=8)
-    width: int = setting(720, "pixels, a multiple of 8", low=8)
+    num_frames: int = setting(49, "frames of a window, 4n+1; of sound alone, num_frames / fps is the longest", low=1)
+    height: int = setting(480, "pixels, a multiple of the video codec's factor, 8 or 16", low=8, not_with=SOUND_ALONE)
+    width: int = setting(720, "pixels, a multiple of the video codec's factor, 8 or 16", low=8, not_with=SOUND_ALONE)
     rate_hz: int = setting(16000, "audio samples a second", low=1000)
 
-    @property
-    def timing(self) -> Timing:
-        """The same, with all the arithmetic."""
-        return Timing(
-            fps=self.fps, num_frames=self.num_frames, height=self.height, width=self.width, rate_hz=self.rate_hz
-        )
-
-    def check(self) -> None:
-        """Raise ValueError where sizes do not fit a causal video codec."""
+    def timing(self, codec: str) -> Timing:
+        """The same with all the arithmetic for a video codec; ValueError where the sizes do not fit it."""
+        temporal, spatial = VIDEO_FACTORS[codec]
         try:
-            _ = self.timing
+            return Timing(
+                fps=self.fps,
+                num_frames=self.num_frames,
+                height=self.height,
+                width=self.width,
+                rate_hz=self.rate_hz,
+                temporal_factor=temporal,
+                spatial_factor=spatial,
+            )
         except ValueError as error:
             raise ValueError(f"data.{error}") from error
 
@@ -41,14 +47,31 @@ class PrepareConfig:
     """One preparation. `data` and `codecs` must be those of the training run, so they are taken from its recipe."""
 
     source: str = setting("", "folder of media files, searched with all its subfolders")
+    include: str = setting("*", "glob on file names without their suffix; others are passed over")
     captions: str | None = setting(None, "JSONL file, one record a clip; null reads NAME.json or NAME.txt beside it")
+    pattern: str | None = setting(
+        None,
+        "what file names without their suffix say, for example {digit}_{speaker}_{take}: speaker, and transcript or "
+        "digit; other fields are only parsed",
+    )
     out: str = setting("", "folder of the shards, new or empty")
     recipe: str = setting("mtv_stage1", "recipe whose rates, sizes and codecs are taken")
     size: Literal["tiny", "paper"] = setting("tiny", "size of that recipe")
-    stride: float | None = setting(None, "seconds from one window's start to the next; null is its length", above=0)
+    stride: float | None = setting(
+        None, "seconds from one window's start to the next; null is its length", above=0, not_with=SOUND_ALONE
+    )
+    length_step_s: float = setting(
+        0.64,
+        "seconds; sound alone is followed by silence up to a multiple of this, so that few lengths arise; at most the "
+        "recipe's clip",
+        low=0.02,
+        only_with=SOUND_ALONE,
+    )
     heldout: float = setting(0.1, "share of the clips kept out of training", low=0, high=0.5)
     separator: Literal["auto", "simple", "deepfilter"] = setting(
-        "auto", "splits speech from the rest where a clip has no stems; auto takes deepfilter where it is installed"
+        "auto",
+        "splits speech from the rest where a clip has no stems; auto takes deepfilter where it is installed",
+        not_with=("codecs.tracks", "none"),
     )
     subset: str = setting("single_character", "subset of clips whose caption names none and describes nobody")
     shard_samples: int = setting(256, "most samples of one shard", low=1)
@@ -58,7 +81,23 @@ class PrepareConfig:
     @property
     def reads(self) -> Reads:
         """What the recipe's step reads of a sample."""
-        return load_config([f"recipe={self.recipe}", f"size={self.size}"]).reads
+        words = [f"recipe={self.recipe}", f"size={self.size}", f"codecs.video={self.codecs.video}"]
+        return load_config(words).reads
+
+    @property
+    def is_sound_alone(self) -> bool:
+        """Whether the shards hold no picture: the recipe's codecs have none for it."""
+        return self.codecs.video == "none"
+
+    @property
+    def timing(self) -> Timing:
+        """Sizes and rates of a window."""
+        return self.data.timing(self.codecs.video)
+
+    @property
+    def name_pattern(self) -> NamePattern | None:
+        """What reads file names, where that is asked for."""
+        return None if self.pattern is None else NamePattern(self.pattern)
 
     @property
     def stride_frames(self) -> int:
@@ -74,6 +113,7 @@ class PrepareConfig:
             raise ValueError(f"source={self.source}: no such folder")
         if self.captions is not None and not Path(self.captions).is_file():
             raise ValueError(f"captions={self.captions}: no such file")
+        _ = self.timing, self.name_pattern
         if self.subset not in SUBSETS:
             raise ValueError(f"subset={self.subset}: must be one of {', '.join(SUBSETS)}")
         if self.stride_frames < 1:
@@ -95,7 +135,8 @@ def load_prepare_config(words: Sequence[str]) -> PrepareConfig:
     given = read_words(words)
     schema = Settings(PrepareConfig)
     schema.put_words(given)  # a wrong word is said before the recipe's own settings are looked at
-    recipe = load_config([f"{key}={given.get(key, schema.node[key])}" for key in ("recipe", "size")])
+    codecs = [f"{key}={text}" for key, text in given.items() if key.startswith("codecs.")]
+    recipe = load_config([*(f"{key}={given.get(key, schema.node[key])}" for key in ("recipe", "size")), *codecs])
     settings = Settings(PrepareConfig)
     shared = {name: getattr(recipe.data, name) for name in asdict(WindowConfig())}
     settings.put({"data": shared, "codecs": asdict(recipe.codecs)}, recipe.recipe)

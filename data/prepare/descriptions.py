@@ -1,18 +1,20 @@
-"""What a clip's annotations say about it: records of a JSONL file, or `NAME.json` or `NAME.txt` beside the clip.
+"""What a file's annotations say about it: records of a JSONL file, `NAME.json` or `NAME.txt` beside it, and its name.
 
 A record's fields: `file` (in a JSONL file), `subset` (a name or a list), and either `caption`, used as it is, or
-`scene`, `persons` [{`id`, `appearance`}] and `speaking`, which make a caption in MTV's template. Optional:
-`num_speakers`, `transcript`, `source`. Others are not read.
+`scene`, `persons` [{`id`, `appearance`}] and `speaking`, which make a caption in MTV's template, or `captions`
+{style: text} (`data.captions.STYLES`), whose first is then the caption. Optional: `captions` beside a caption,
+`num_speakers`, `transcript`, `speaker`, `source`. Others are not read. Sound alone needs no more than a `transcript`.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from avlit.errors import ConfigError
-from data.captions import mtv_caption
+from data.captions import STYLES, Turn, audio_caption, mtv_caption
 from data.clip import SUBSETS
+from data.prepare.names import NamePattern
 
 SINGLE_PERSON = ("basic_face", "single_character")
 
@@ -23,22 +25,39 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Description:
-    """A clip's caption, its subsets (at least one), what is said, and where it came from."""
+    """A clip's caption, its subsets (at least one), what is said and by whom, and where it came from.
+
+    captions: the caption in other styles; with a transcript, `speech` is among them. is_verbatim: the caption is the
+    transcript's words and nothing else, so it holds for the whole sound only.
+    """
 
     caption: str
     subsets: tuple[str, ...]
     transcript: str = ""
     origin: str = ""
+    speaker: str = ""
+    captions: Mapping[str, str] = field(default_factory=dict)
+    is_verbatim: bool = False
 
 
 class Descriptions:
     """Captions of clips: those of the JSONL file first, then `NAME.json`, then `NAME.txt` beside the clip.
 
-    problems: (place, reason) of every record that belongs to no clip.
+    `NAME.txt` holds the caption, or beside sound alone what is said. pattern: reads speaker and transcript from names
+    where the record does not say them. problems: (place, reason) of every record that belongs to no clip.
     """
 
-    def __init__(self, clips: Sequence[Path], *, source: Path, jsonl: Path | None, default_subset: str) -> None:
-        self._default_subset = default_subset
+    def __init__(
+        self,
+        clips: Sequence[Path],
+        *,
+        source: Path,
+        jsonl: Path | None,
+        default_subset: str,
+        pattern: NamePattern | None = None,
+        has_picture: bool = True,
+    ) -> None:
+        self._default_subset, self._pattern, self._has_picture = default_subset, pattern, has_picture
         self._records: dict[Path, tuple[str, object]] = {}
         self.problems: list[tuple[str, str]] = []
         self._jsonl = jsonl
@@ -47,17 +66,26 @@ class Descriptions:
 
     def of(self, clip: Path) -> Description:
         """The description of a clip; Rejected says what is missing or wrong."""
+        try:
+            named = {} if self._pattern is None else self._pattern.read(clip.stem)
+        except ValueError as error:
+            raise Rejected(str(error)) from error
         if found := self._records.get(clip.resolve()):
             place, record = found
         elif (beside := clip.with_suffix(".json")).is_file():
             place, record = beside.name, _parse(_text(beside), beside.name)
         elif (beside := clip.with_suffix(".txt")).is_file():
-            place, record = beside.name, {"caption": _text(beside)}
+            place, record = beside.name, {"caption" if self._has_picture else "transcript": _text(beside)}
+        elif "transcript" in named and not self._has_picture:
+            place, record = "its name", {}
         else:
             listed = f"no record in {self._jsonl.name} and " if self._jsonl else ""
-            raise Rejected(f"no caption: {listed}no {clip.stem}.json or {clip.stem}.txt beside it")
+            hint = "" if self._has_picture else "; where file names say what is spoken, give pattern=…"
+            raise Rejected(f"no caption: {listed}no {clip.stem}.json or {clip.stem}.txt beside it{hint}")
         try:
-            return describe(record, default_subset=self._default_subset)
+            if isinstance(record, Mapping):
+                record = {**named, **record}
+            return describe(record, default_subset=self._default_subset, has_picture=self._has_picture)
         except ValueError as error:
             raise Rejected(f"caption in {place}: {error}") from error
 
@@ -81,7 +109,7 @@ class Descriptions:
                 self._records[clip] = place, record
 
 
-def describe(record: object, *, default_subset: str) -> Description:
+def describe(record: object, *, default_subset: str, has_picture: bool = True) -> Description:
     """A record -> Description; ValueError names the field and what it must be.
 
     Subsets: those given; else multiple_characters for two or more persons, single_character for one, sound_event for
@@ -91,6 +119,11 @@ def describe(record: object, *, default_subset: str) -> Description:
         raise ValueError("a record is a JSON object {…}")
     persons = _persons(record)
     subsets = _subsets(record, persons, default_subset)
+    transcript = " ".join(_string(record, "transcript").split())
+    captions = _captions(record)
+    if transcript:
+        captions = {"speech": audio_caption([Turn(transcript)]), **captions}
+    is_verbatim = False
     if "caption" in record:
         caption = " ".join(_string(record, "caption").split())
         if not caption:
@@ -98,9 +131,37 @@ def describe(record: object, *, default_subset: str) -> Description:
     elif "scene" in record:
         number, speaking = _speech(record, persons or [], subsets)
         caption = mtv_caption([look for _, look in persons or []], speaking, _string(record, "scene"), number)
+    elif given := next((style for style in STYLES if style in captions and (style != "speech" or not has_picture)), ""):
+        caption, is_verbatim = captions[given], given == "speech"
     else:
-        raise ValueError(f"neither caption nor scene; it has {', '.join(map(str, record)) or 'no fields'}")
-    return Description(caption, subsets, " ".join(_string(record, "transcript").split()), _string(record, "source"))
+        needed = "neither caption nor scene" if has_picture else "neither caption nor transcript"
+        raise ValueError(f"{needed}; it has {', '.join(map(str, record)) or 'no fields'}")
+    return Description(
+        caption,
+        subsets,
+        transcript,
+        _string(record, "source"),
+        speaker=" ".join(_string(record, "speaker").split()),
+        captions=captions,
+        is_verbatim=is_verbatim,
+    )
+
+
+def _captions(record: Mapping[object, object]) -> dict[str, str]:
+    """The texts of `captions` by style."""
+    given = record.get("captions")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"captions: must be an object {{style: text}} of {', '.join(STYLES)}")
+    captions = {}
+    for style, text in given.items():
+        if style not in STYLES:
+            raise ValueError(f"captions.{style}: must be one of {', '.join(STYLES)}")
+        captions[style] = " ".join(_string(given, style).split())
+        if not captions[style]:
+            raise ValueError(f"captions.{style}={text!r}: is empty")
+    return captions
 
 
 def _speech(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import xxhash
@@ -24,22 +25,25 @@ from data.encode import Encoders, encode_clip
 from data.live_writer import LOCK_NAME, is_written
 from data.prepare.config import check_out
 from data.prepare.descriptions import Description, Descriptions, Rejected
+from data.prepare.names import NamePattern
+from data.prepare.references import ReferencePool, Utterance
 from data.prepare.report import FileReport, Report
 from data.prepare.separation import Separator
+from data.prepare.sounds import SoundWindows
 from data.prepare.splits import Splitter
-from data.prepare.windows import ClipWindows
-from data.sample import CAPTION, EncodedSample
+from data.prepare.windows import STEMS, ClipWindows
+from data.sample import check_sample
 from data.shards import ShardWriter
 
-SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
-
-"""What counts as a media file."""
-
-TRANSCRIPT_SLACK_S = 0.5
-"""A window is given the clip's transcript if the clip is at most this much longer."""
+CLIP_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
+SOUND_SUFFIXES = (".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", *CLIP_SUFFIXES)
+"""What counts as a media file, with picture and without."""
 
 MAX_SLUG = 40
 """Keys are at most 80 characters: a subset, this, a hash and a number."""
+
+
+_STEM_SUFFIXES = tuple(f".{name}.wav" for name in STEMS)
 
 
 class NothingKeptError(UserError):
@@ -52,24 +56,46 @@ class NothingKeptError(UserError):
 
 @dataclass(frozen=True)
 class Preparation:
-    """How clips are cut, split and named. stride_frames: from one window's start to the next."""
+    """How clips are chosen, cut, split and named. stride_frames: from one window's start to the next.
+
+    include: glob on file names without suffix. pattern: reads those names. length_step_s: sound is prepared without
+    picture, with silence up to a multiple of this; None prepares clips.
+    """
 
     timing: Timing
     stride_frames: int
     heldout: float
     default_subset: str
     shard_samples: int
+    include: str = "*"
+    pattern: NamePattern | None = None
+    length_step_s: float | None = None
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether samples hold a picture."""
+        return self.length_step_s is None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What counts as a media file."""
+        return CLIP_SUFFIXES if self.has_picture else SOUND_SUFFIXES
 
 
-def find_clips(source: Path) -> list[Path]:
-    """Media files in `source` and its subfolders by suffix, in order; hidden files and folders are passed over."""
-    return sorted(
+def find_clips(source: Path, *, suffixes: tuple[str, ...] = CLIP_SUFFIXES) -> list[Path]:
+    """Media files in `source` and its subfolders by suffix, in order; hidden ones and stems of others are passed over.
+
+    A stem is `NAME.TRACK.wav` beside another media file `NAME`.
+    """
+    found = sorted(
         path
         for path in source.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in suffixes
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
     )
+    names = {path.with_suffix("") for path in found}
+    return [path for path in found if not path.name.endswith(_STEM_SUFFIXES) or _without_track(path) not in names]
 
 
 def prepare(
@@ -79,42 +105,69 @@ def prepare(
     captions: Path | None,
     how: Preparation,
     encoders: Encoders,
-    separator: Separator,
+    separator: Separator | None,
     settings: dict[str, object],
     progress: bool = True,
 ) -> Report:
     """Writes the shard set `out` from the clips in `source`, complete or not at all, with its report.
 
-    settings: what is recorded in the report. Raises UserError where `source` has no clips or `out` is not empty, and
-    NothingKeptError where no window is kept; a file that cannot be used is reported and never ends the preparation.
+    separator: makes the tracks of clips without stems; None where the recipe reads no tracks. settings: what is
+    recorded in the report. Raises UserError where `source` has no clips or `out` is not empty, and NothingKeptError
+    where no window is kept; a file that cannot be used is reported and never ends the preparation.
     """
-    clips = find_clips(source)
+    there = find_clips(source, suffixes=how.suffixes)
+    if not there:
+        raise UserError(f"source={source}: no media files there ({', '.join(how.suffixes)})")
+    clips = [clip for clip in there if fnmatchcase(clip.stem, how.include)]
     if not clips:
-        raise UserError(f"source={source}: no media files there ({', '.join(SUFFIXES)})")
-    descriptions = Descriptions(clips, source=source, jsonl=captions, default_subset=how.default_subset)
-    report = Report(settings, problems=descriptions.problems)
+        raise UserError(
+            f"include={how.include}: names none of the {len(there)} media files; it is a glob on names without "
+            f"their suffix, such as {there[0].stem}"
+        )
+    descriptions = Descriptions(
+        there,
+        source=source,
+        jsonl=captions,
+        default_subset=how.default_subset,
+        pattern=how.pattern,
+        has_picture=how.has_picture,
+    )
+    report = Report(settings, problems=descriptions.problems, passed_over=len(there) - len(clips))
     usable = _described(clips, source, descriptions, report)
-    splitter = Splitter({name: description.subsets for name, (_, description) in usable.items()}, how.heldout)
+    splitter = Splitter(
+        {name: description.subsets for name, (_, description) in usable.items()},
+        how.heldout,
+        speakers={name: each.speaker for name, (_, each) in usable.items()} if encoders.reference_tokens else None,
+        are_utterances=not how.has_picture,
+    )
+    pool, last = ReferencePool(reference_tokens=encoders.reference_tokens), ""
     slugs = _slugs(usable)
     identity = encoders.identity(fps=how.timing.fps, rate_hz=how.timing.rate_hz)
     with _committed(out) as folder:
         with ShardWriter(folder, identity, samples_per_shard=how.shard_samples) as writer:
             for name in tqdm(splitter.order, desc="prepare", unit="clip", disable=not progress):
+                if splitter.speaker(name) != last:
+                    _write(writer, pool.flush())
+                    last = splitter.speaker(name)
                 path, description = usable[name]
-                file = FileReport(name, description.subsets)
+                file = FileReport(name, description.subsets, description.speaker)
                 report.files.append(file)
+                held_windows = 0
                 try:
-                    windows = ClipWindows(path, timing=how.timing, stride_frames=how.stride_frames, separator=separator)
+                    windows = _windows(path, how, separator)
                     file.tracks = windows.tracks
-                    samples = _samples(windows, file, description, slugs[name], how, encoders)
-                    for split, sample in _split(samples, file, splitter, how):
-                        _add(writer, split, sample, file)
+                    utterances = _utterances(windows, file, description, slugs[name], how, encoders)
+                    for utterance in _split(utterances, file, splitter, how):
+                        held_windows += utterance.split == "heldout"
+                        _write(writer, pool.add(utterance))
                     file.notes += windows.notes
                 except Rejected as rejected:
                     file.rejected = str(rejected)
+                splitter.note(name, held_windows=held_windows)
+            _write(writer, pool.flush())
+            for file in report.files:
                 if not file.kept and file.rejected is None:
                     file.rejected = "; ".join(f"{why} ({count} of its windows)" for why, count in file.left_out.items())
-                splitter.note(name, held_windows=file.kept.get("heldout", 0))
         if not report.num_kept:
             raise NothingKeptError(f"source={source}: not one window of {len(clips)} files could be used", report)
         (folder / LOCK_NAME).unlink(missing_ok=True)
@@ -140,26 +193,27 @@ def _described(
     return usable
 
 
-def _samples(
-    windows: ClipWindows,
+def _windows(path: Path, how: Preparation, separator: Separator | None) -> ClipWindows | SoundWindows:
+    if how.length_step_s is not None:
+        return SoundWindows(path, timing=how.timing, length_step_s=how.length_step_s)
+    return ClipWindows(path, timing=how.timing, stride_frames=how.stride_frames, separator=separator)
+
+
+def _utterances(
+    windows: ClipWindows | SoundWindows,
     file: FileReport,
     description: Description,
     slug: str,
     how: Preparation,
     encoders: Encoders,
-) -> Iterator[EncodedSample]:
+) -> Iterator[Utterance]:
     """The encoded windows of a file, of its first subset; windows that cannot be used are counted with their reason."""
-    transcript = description.transcript
-    if transcript and windows.duration_s > how.timing.duration_s + TRANSCRIPT_SLACK_S:
-        transcript = ""
-        file.notes.append("its transcript is the whole clip's and is left out of the windows")
+    description = _of_windows(description, windows, file, how)
     is_cut = False
     for window in windows.read():
         if isinstance(window, Rejected):
             _leave_out(file, str(window))
             continue
-        end_s = window.start_s + how.timing.duration_s
-        source = f"{file.file} {window.start_s:.2f}-{end_s:.2f} s; tracks: {windows.tracks}"
         clip = RawClip(
             key=f"{slug}-{window.number:05d}",
             subset=description.subsets[0],
@@ -171,47 +225,97 @@ def _samples(
             music=window.music,
             speech_second=window.speech_second,
             caption=description.caption,
-            transcript=transcript,
-            mouth_boxes=[[] for _ in window.frames],
+            transcript=description.transcript,
+            mouth_boxes=[] if window.frames is None else [[] for _ in window.frames],
+            captions=dict(description.captions),
         )
-        source = f"{source}; {description.origin}" if description.origin else source
-        sample = encode_clip(clip, encoders, source=source)
-        if not is_cut and len(sample.texts[CAPTION]) >= encoders.text.max_tokens:
+        source = [
+            f"{file.file} {window.start_s:.2f}-{window.end_s:.2f} s",
+            windows.tracks and f"tracks: {windows.tracks}",
+            file.speaker and f"speaker: {file.speaker}",
+            description.origin,
+        ]
+        sample = encode_clip(clip, encoders, source="; ".join(part for part in source if part))
+        if not is_cut and max(map(len, sample.texts.values())) >= encoders.text.max_tokens:
             is_cut = True
             file.notes.append(f"its caption fills the text encoder's {encoders.text.max_tokens} tokens, more is cut")
-        yield sample
+        try:
+            check_sample(sample)
+        except ValueError as error:  # not finite
+            _leave_out(file, _problem(error))
+            continue
+        num_latents = 0 if encoders.audio is None else encoders.audio.num_latents(window.end_s - window.start_s)
+        yield Utterance(sample, "", file, window.start_s, window.end_s, num_latents)
+
+
+def _of_windows(
+    description: Description, windows: ClipWindows | SoundWindows, file: FileReport, how: Preparation
+) -> Description:
+    """A file's description without what holds for the whole of it only, where its windows hold less."""
+    if not windows.is_cut or not (description.transcript or "speech" in description.captions):
+        return description
+    if description.is_verbatim:
+        raise Rejected(
+            f"{windows.duration_s:.2f} s, longer than the recipe's {how.timing.duration_s:.2f} s, and its caption is "
+            "its transcript, which no part of it says; give it a caption, cut it, or raise data.num_frames"
+        )
+    file.notes.append("its transcript is the whole clip's and is left out of the windows")
+    captions = {style: text for style, text in description.captions.items() if style != "speech"}
+    return replace(description, transcript="", captions=captions)
 
 
 def _split(
-    samples: Iterator[EncodedSample], file: FileReport, splitter: Splitter, how: Preparation
-) -> Iterator[tuple[str, EncodedSample]]:
+    utterances: Iterator[Utterance], file: FileReport, splitter: Splitter, how: Preparation
+) -> Iterator[Utterance]:
     """Each sample with its split; those between the splits of a file are counted as left out."""
     mode = splitter.mode(file.file)
     if mode in ("train", "heldout"):
-        yield from ((mode, sample) for sample in samples)
+        yield from (replace(utterance, split=mode) for utterance in utterances)
         return
     gap = -(-how.timing.num_frames // how.stride_frames) - 1  # windows that share frames with the first held-out one
-    for split, sample in splitter.cut_tail(samples, gap=gap, at_least_one=mode == "longer_tail"):
+    for split, utterance in splitter.cut_tail(utterances, gap=gap, at_least_one=mode == "longer_tail"):
         if split == "gap":
             _leave_out(file, "overlaps the held-out windows")
         else:
-            yield split, sample
+            yield replace(utterance, split=split)
 
 
-def _add(writer: ShardWriter, split: str, sample: EncodedSample, file: FileReport) -> None:
-    """Writes a sample to each of its subsets, encoded once."""
-    try:
-        for subset in file.subsets:
-            annotation = replace(sample.annotation, subset=subset)
-            writer.add(subset, split, replace(sample, key=f"{subset}-{sample.key}", annotation=annotation))
-    except ValueError as error:  # not finite, or beyond the range of what shards store
-        _leave_out(file, str(error).partition(": ")[2])
-    else:
-        file.kept[split] = file.kept.get(split, 0) + 1
+def _write(writer: ShardWriter, utterances: Iterable[Utterance]) -> None:
+    """Writes each sample to each of its file's subsets, encoded once."""
+    for utterance in utterances:
+        sample, file = utterance.sample, utterance.file
+        try:
+            for subset in file.subsets:
+                annotation = replace(sample.annotation, subset=subset)
+                copy = replace(sample, key=f"{subset}-{sample.key}", annotation=annotation)
+                writer.add(subset, utterance.split, copy)
+        except ValueError as error:  # beyond the range of what shards store
+            _leave_out(file, _problem(error))
+            continue
+        _count(file.kept, utterance.split)
+        _count(file.shapes, sample.annotation.shape)
+        for style in sample.annotation.captions:
+            _count(file.captions, style)
+        if writer.manifest.identity.get("references"):
+            _count(file.references, str(len(sample.references)))
 
 
 def _leave_out(file: FileReport, reason: str) -> None:
-    file.left_out[reason] = file.left_out.get(reason, 0) + 1
+    _count(file.left_out, reason)
+
+
+def _count(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _problem(error: ValueError) -> str:
+    """What is wrong with a sample, without its key."""
+    return str(error).partition(": ")[2]
+
+
+def _without_track(path: Path) -> Path:
+    """`NAME` of `NAME.TRACK.wav`."""
+    return path.with_suffix("").with_suffix("")
 
 
 def _content(path: Path) -> str:

@@ -7,15 +7,26 @@ from pathlib import Path
 
 REPORT = "report.json"
 
+MOST_LISTED = 12
+"""Speakers and the like that the printed report names."""
+
 
 @dataclass
 class FileReport:
-    """One media file. kept: windows by split; left_out: windows by reason; rejected: why nothing of it was kept."""
+    """One media file. kept: windows by split; left_out: windows by reason; rejected: why nothing of it was kept.
+
+    shapes, captions, references: kept windows by shape, by style of caption, by how many references they have; the
+    last is empty where the recipe reads none.
+    """
 
     file: str
     subsets: tuple[str, ...] = ()
+    speaker: str = ""
     tracks: str = ""
     kept: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, int] = field(default_factory=dict)
+    captions: dict[str, int] = field(default_factory=dict)
+    references: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     rejected: str | None = None
@@ -23,11 +34,15 @@ class FileReport:
 
 @dataclass
 class Report:
-    """A whole preparation. problems: (place, reason) of caption records that belong to no file."""
+    """A whole preparation.
+
+    problems: (place, reason) of caption records that belong to no file. passed_over: files that were not asked for.
+    """
 
     settings: dict[str, object]
     files: list[FileReport] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    passed_over: int = 0
 
     @property
     def num_kept(self) -> int:
@@ -53,8 +68,8 @@ class Report:
             rows += [(name, str(count["train"]), str(count["heldout"])) for name, count in self.counts().items()]
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
             lines += [f"  {a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
-            lines += [f"Kept {_count(self.num_kept, 'window')} of {_count(len(kept), 'file')}. Tracks:"]
-            lines += [f"  {count} by {name}" for name, count in Counter(file.tracks for file in kept).most_common()]
+            lines += [f"Kept {_count(self.num_kept, 'window')} of {_count(len(kept), 'file')}."]
+            lines += self._totals(kept)
         remarks = [
             (file.file, remark)
             for file in kept
@@ -76,12 +91,32 @@ class Report:
             lines.append(f"No held-out windows in {', '.join(missing)}: train with validation.clips=0 sample.count=0")
         return lines
 
+    def _totals(self, kept: list[FileReport]) -> list[str]:
+        """What the kept files hold, one line a kind, those kinds that there are."""
+        shapes, captions, references = (
+            sum((Counter(getattr(file, name)) for file in kept), Counter[str]())
+            for name in ("shapes", "captions", "references")
+        )
+        totals = [
+            ("Files by tracks", Counter(file.tracks for file in kept if file.tracks)),
+            ("Files by speaker", Counter(file.speaker for file in kept if file.speaker)),
+            ("Windows by length", Counter({shape: count for shape, count in shapes.items() if shape.endswith("ms")})),
+            ("Windows by style of caption", captions),
+            ("Windows by number of references", Counter(dict(sorted(references.items())))),
+        ]
+        lines = [f"{title}: {_listed(counts)}" for title, counts in totals if counts]
+        if self.passed_over:
+            lines.append(f"Passed over {_count(self.passed_over, 'file')} that include={self.settings.get('include')}")
+            lines[-1] += " does not name"
+        return lines
+
     def write(self, folder: Path) -> None:
         """Writes `report.json`."""
         document = {
             "settings": self.settings,
             "kept": {name: dict(count) for name, count in self.counts().items()},
             "files": [asdict(file) for file in sorted(self.files, key=lambda file: file.file)],
+            "passed_over": self.passed_over,
             "captions_without_clip": [{"place": place, "reason": reason} for place, reason in self.problems],
         }
         text = json.dumps(document, ensure_ascii=False, indent=1)
@@ -90,3 +125,10 @@ class Report:
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _listed(counts: Counter[str]) -> str:
+    """The most frequent first, and how many more there are."""
+    common = counts.most_common(MOST_LISTED)
+    rest = len(counts) - len(common)
+    return ", ".join(f"{name} {count}" for name, count in common) + (f", and {rest} more" if rest else "")

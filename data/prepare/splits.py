@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeVar
 
@@ -18,22 +18,37 @@ class Splitter:
     that overlap the held-out ones are left out. A file that turns out to give nothing is replaced by the next.
 
     subsets: of each file, by name; the same names and share give the same split wherever the files lie.
+    speakers: of each file that names one; their files follow each other.
+    are_utterances: the files are sounds that mean something as a whole only, so none is cut; each speaker with at least
+    1 / share of them holds out `share` of them, the others together.
     """
 
-    def __init__(self, subsets: Mapping[str, tuple[str, ...]], share: float) -> None:
-        self._subsets, self._share = subsets, share
-        counts: dict[str, int] = {}
-        for names in subsets.values():
-            for name in names:
-                counts[name] = counts.get(name, 0) + 1
+    def __init__(
+        self,
+        subsets: Mapping[str, tuple[str, ...]],
+        share: float,
+        *,
+        speakers: Mapping[str, str] | None = None,
+        are_utterances: bool = False,
+    ) -> None:
+        self._speakers = speakers or {}
+        self._subsets, self._share = _of_speakers(subsets, self._speakers, share) if are_utterances else subsets, share
+        counts = Counter(name for names in self._subsets.values() for name in names)
         self._small = {name for name, count in counts.items() if share == 0 or count * share < 1}
         self._wanted = {name: math.ceil(count * share) for name, count in counts.items()}
+        if are_utterances:
+            self._small = set()
+            self._wanted = {name: min(wanted, counts[name] - 1) for name, wanted in self._wanted.items()}
         self._held = dict.fromkeys(counts, 0)
 
     @property
     def order(self) -> list[str]:
         """The files in the order to prepare them: shuffled by a hash of their names, the same for the same names."""
-        return sorted(self._subsets, key=lambda name: hashlib.blake2b(name.encode()).digest())
+        return sorted(self._subsets, key=lambda name: (_digest(self.speaker(name)), _digest(name)))
+
+    def speaker(self, name: str) -> str:
+        """Whose sound a file holds: the speaker, or the file itself where it names none."""
+        return f"speaker {self._speakers[name]}" if self._speakers.get(name) else name
 
     def mode(self, name: str) -> Mode:
         """Where the windows of a file go; `tail` and `longer_tail` (at least one window) are cut by `cut_tail`."""
@@ -73,3 +88,19 @@ class Splitter:
         """Windows held out of `count`; grows by at most one with each."""
         held = max(math.floor(count * self._share + 0.5), int(at_least_one))
         return held if count > held + gap else max(0, min(held, count - gap - 1))
+
+
+def _of_speakers(
+    subsets: Mapping[str, tuple[str, ...]], speakers: Mapping[str, str], share: float
+) -> dict[str, tuple[str, ...]]:
+    """Name -> its subsets, each with its speaker where that has enough files to hold out some."""
+    counts = Counter((subset, speakers.get(name)) for name, names in subsets.items() for subset in names)
+
+    def group(subset: str, speaker: str | None) -> str:
+        return f"{subset} of {speaker}" if speaker and counts[subset, speaker] * share >= 1 else subset
+
+    return {name: tuple(group(subset, speakers.get(name)) for subset in names) for name, names in subsets.items()}
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode()).digest()

@@ -18,6 +18,9 @@ STEMS = ("speech", "effects", "music", "speech_second")
 SILENCE_RMS = 1e-3
 """-60 dB: below it a window counts as silent; rooms are louder."""
 
+SLACK_S = 0.5
+"""What is said in a clip is said in its window if the clip is at most this much longer."""
+
 CROP_REMARK = 0.7
 """Share of the picture that the centre crop keeps below which the report says so."""
 
@@ -27,11 +30,15 @@ PIECE_S, PIECE_BYTES = 60.0, 1 << 28
 
 @dataclass(frozen=True)
 class Window:
-    """Frames uint8 [F, H, W, 3] and tracks float32 [N] of one window, `start_s` after the clip's first frame."""
+    """Frames uint8 [F, H, W, 3], or None, and tracks float32 [N] of one window; `start_s` to `end_s` of the file.
+
+    Silence may follow after `end_s` where there is no picture.
+    """
 
     number: int
     start_s: float
-    frames: np.ndarray
+    end_s: float
+    frames: np.ndarray | None
     speech: np.ndarray
     effects: np.ndarray
     music: np.ndarray
@@ -41,29 +48,35 @@ class Window:
 class ClipWindows:
     """The windows of one file, cut while it is read from its beginning to its end.
 
-    Raises Rejected where nothing of the file can be used. tracks: what made them, in words. duration_s: what the file
-    says. notes: remarks for the report, complete once the windows have been read.
+    Raises Rejected where nothing of the file can be used. separator: makes the tracks where there are no stems; None
+    leaves the file's own sound whole, as `speech`, and reads no stems. tracks: what made them, in words. duration_s:
+    what the file says. notes: remarks for the report, complete once the windows have been read.
     """
 
-    def __init__(self, path: Path, *, timing: Timing, stride_frames: int, separator: Separator) -> None:
+    def __init__(self, path: Path, *, timing: Timing, stride_frames: int, separator: Separator | None) -> None:
         self._path, self._timing, self._stride, self._separator = path, timing, stride_frames, separator
         self.notes: list[str] = []
         try:
             info = probe(path)
         except MediaError as error:
-            raise Rejected(_reason(path, error)) from error
+            raise Rejected(reason(path, error)) from error
         if info.fps is None:
             raise Rejected("no video stream")
         self.duration_s = info.duration_s
-        self._stems = self._read_stems()
+        self._stems = None if separator is None else self._read_stems()
         if self._stems is None and info.rate_hz is None:
             raise Rejected("no audio stream")
-        self.tracks = separator.name if self._stems is None else "ready-made stems"
+        self.tracks = "ready-made stems" if self._stems else separator.name if separator else ""
         if info.fps < 0.9 * timing.fps:
             self.notes.append(f"{info.fps:.4g} frames a second, repeated to {timing.fps:g}")
         if min(info.height or 0, info.width or 0) < 0.75 * min(timing.height, timing.width):
             self.notes.append(f"{info.width}x{info.height} pixels, scaled up")
         self.notes += _crop_note(info.height or 0, info.width or 0, timing)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a window holds noticeably less than the whole clip."""
+        return self.duration_s > self._timing.duration_s + SLACK_S
 
     @property
     def _frame_s(self) -> float:
@@ -80,7 +93,7 @@ class ClipWindows:
             try:
                 piece = self._read_piece(number, per_piece)
             except MediaError as error:
-                damage = damage or _reason(self._path, error)
+                damage = damage or reason(self._path, error)
                 if per_piece == 1:
                     break
                 per_piece = 1  # windows before the damage can still be read one by one
@@ -115,11 +128,12 @@ class ClipWindows:
     def _read_piece(self, number: int, count: int) -> MediaClip:
         """Frames of `count` windows from window `number` on, with their sound unless stems are used."""
         timing = self._timing
+        rate_hz = (None if self._separator is None else self._separator.rate_hz) or timing.rate_hz
         return read_clip(
             self._path,
             fps=timing.fps,
             size=(timing.height, timing.width),
-            rate_hz=None if self._stems else self._separator.rate_hz or timing.rate_hz,
+            rate_hz=None if self._stems else rate_hz,
             start_s=number * self._stride * self._frame_s,
             duration_s=((count - 1) * self._stride + timing.num_frames) * self._frame_s,
         )
@@ -129,7 +143,9 @@ class ClipWindows:
         timing = self._timing
         if self._stems is None:
             assert piece.waveform is not None and piece.rate_hz is not None
-            speech, rest = split(piece.waveform, self._separator, mix_hz=piece.rate_hz, rate_hz=timing.rate_hz)
+            speech, rest = piece.waveform, np.zeros_like(piece.waveform)
+            if self._separator is not None:
+                speech, rest = split(piece.waveform, self._separator, mix_hz=piece.rate_hz, rate_hz=timing.rate_hz)
             tracks = {"speech": speech, "effects": rest, "music": np.zeros_like(rest)}
             origin, sound_end_s = first * self._stride, _end_s(piece.waveform, piece.rate_hz)
         else:
@@ -140,15 +156,14 @@ class ClipWindows:
             start_s, end_s = start * self._frame_s, (start - origin + timing.num_frames) * self._frame_s
             place = round((start - origin) * self._frame_s * timing.rate_hz)
             cut = {name: _slice(track, place, timing.num_samples) for name, track in tracks.items()}
-            mix = np.sum(list(cut.values()), axis=0)
-            if float(np.sqrt(np.mean(np.square(mix, dtype=np.float64)))) < SILENCE_RMS:
-                yield Rejected(f"silent, below {20 * math.log10(SILENCE_RMS):.0f} dB")
+            if why := silence(np.sum(list(cut.values()), axis=0)):
+                yield Rejected(why)
             elif end_s > sound_end_s + self._frame_s:
                 yield Rejected("the sound ends before the picture")
             else:
                 frames = piece.frames[start - first * self._stride :][: timing.num_frames]
-                yield Window(number, start_s, frames, cut["speech"], cut["effects"], cut["music"],
-                             cut.get("speech_second"))  # fmt: skip
+                yield Window(number, start_s, start_s + timing.duration_s, frames, cut["speech"], cut["effects"],
+                             cut["music"], cut.get("speech_second"))  # fmt: skip
 
     def _read_stems(self) -> dict[str, np.ndarray] | None:
         """The stems beside the clip, all of one length; None where there are none. A missing one is silence."""
@@ -163,7 +178,7 @@ class ClipWindows:
             try:
                 stems[name] = read_audio(path, rate_hz)
             except MediaError as error:
-                raise Rejected(f"{path.name}: {_reason(path, error)}") from error
+                raise Rejected(f"{path.name}: {reason(path, error)}") from error
             seconds = len(stems[name]) / rate_hz
             if all(abs(seconds - length) > self._frame_s + 1e-3 for length in lengths):
                 raise Rejected(
@@ -185,7 +200,7 @@ class ClipWindows:
         except NoAudioError:
             return []
         except MediaError as error:
-            raise Rejected(_reason(self._path, error)) from error
+            raise Rejected(reason(self._path, error)) from error
 
 
 def _crop_note(height: int, width: int, timing: Timing) -> list[str]:
@@ -208,5 +223,12 @@ def _end_s(waveform: np.ndarray, rate_hz: int) -> float:
     return (heard[-1] + 1) / rate_hz if heard.size else 0.0
 
 
-def _reason(path: Path, error: MediaError) -> str:
+def silence(sound: np.ndarray) -> str:
+    """Why a sound [N] counts as silent, or nothing."""
+    rms = math.sqrt(np.mean(np.square(sound, dtype=np.float64))) if len(sound) else 0.0
+    return f"silent, below {20 * math.log10(SILENCE_RMS):.0f} dB" if rms < SILENCE_RMS else ""
+
+
+def reason(path: Path, error: MediaError) -> str:
+    """What is wrong with a file, without its path."""
     return str(error).removeprefix(f"{path}: ")
