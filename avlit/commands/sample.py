@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a wrong word must not wait for torch
     from avlit.checkpoints import Checkpoint
     from avlit.commands.abilities import Abilities
 
-RUN_KEYS = ("run", "runs_dir", "out", "seed")
+RUN_KEYS = ("run", "runs_dir", "out", "seed", "sample.steps")
 PLACE_KEYS = (
     "model.weights", "codecs.video_weights", "codecs.audio_weights", "codecs.tracks_weights", "codecs.text_weights",
     "train.accelerator", "train.threads",
@@ -219,7 +219,8 @@ def read_config(run: Run, words: Mapping[str, str], *, allowed: Sequence[str], w
     text, source = run.read_config(), str(run.config_path)
     trained = from_yaml(text, source=source)
     known = leaves(type(trained))
-    allowed = (*allowed, *(f"sample.{name}" for name in trained.sample.of_one_clip))
+    if "sample.steps" in allowed:  # a recipe's sampler has keys of its own
+        allowed = (*allowed, *(f"sample.{name}" for name in trained.sample.of_one_clip))
     if trained.codecs.video == "none":
         allowed = (*allowed, "data.root")  # the shards say how long its clips are
     for key, value in words.items():
