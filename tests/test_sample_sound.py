@@ -16,6 +16,7 @@ from avlit.__main__ import USER_MISTAKE
 from avlit.__main__ import main as avlit
 from avlit.batch import AVBatch
 from avlit.checkpoints import CheckpointState, save_checkpoint
+from avlit.commands.abilities import Abilities
 from avlit.commands.assembly import build_encoders, build_module
 from avlit.commands.generation import Generator
 from avlit.commands.request import Request
@@ -401,3 +402,28 @@ def test_clips_of_a_run_on_shards_are_as_long_as_those(runs, tmp_path):
     assert len(sound_of(generator, Request(prompt="zero"))) == 10240
     with pytest.raises(UserError, match=r"trained on clips of 0\.640 s"):
         generator.plan(Request(prompt="zero", duration_s=0.7))
+
+
+def test_released_codecs_dub_a_video_in_a_voice(wan22_folder, mmaudio_folder, files, monkeypatch):
+    sizes = ["model.num_layers=2", "model.num_heads=2", "model.head_dim=16", "model.ffn_dim=32", "model.text_dim=16"]
+    shape = ["data.num_frames=9", "data.height=32", "data.width=32", "sample.steps=2", "model.video_channels=6"]
+    codecs = [f"codecs.{kind}_weights={wan22_folder}" for kind in ("video", "text")]
+    codecs.append(f"codecs.audio_weights={mmaudio_folder}")
+    config = load_config(["recipe=unitalking_stage2", "size=paper", *sizes, *shape, *codecs])
+    encoders = build_encoders(config)
+    assert encoders.video is not None and encoders.audio is not None
+    module = build_module(config).eval()
+    generator = Generator(module, encoders, abilities=Abilities.of(config), settings=config.sample)
+    calls = recorded(generator, monkeypatch)
+    request = Request(prompt="a woman talks", video=files["talk"], reference=files["long"])
+    clip = generator(request)
+    assert clip.frames.shape == (9, 32, 32, 3) and clip.waveform is not None and len(clip.waveform) == 0.375 * 48000
+    ((batch, _),) = calls
+    sound = torch.from_numpy(read_audio(files["long"], 44100))
+    voice = encoders.audio.encode(sound[None])[0]  # 1.5 s are 64 latents of the 257 that are read
+    assert batch.reference is not None and batch.reference.shape == (1, 257, 40) and len(voice) == 64
+    torch.testing.assert_close(batch.reference[0, :64], voice, rtol=0, atol=1e-5)
+    assert not batch.reference[0, 64:].any()
+    frames = torch.from_numpy(clip.frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+    torch.testing.assert_close(batch.video_latents, encoders.video.encode(frames[None]), rtol=0, atol=1e-5)
+    assert np.array_equal(sound_of(generator, request), clip.waveform)
