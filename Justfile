@@ -31,6 +31,11 @@ resume *words: setup
 sample *words: setup
     @{{python}} -m avlit sample "$@"
 
+# what a run's model does inside: attention run=last [clip=0] [noise=0.5] [layers=0,3] [out=FILE.png]
+[no-exit-message]
+inspect *words: setup
+    @{{python}} -m avlit inspect "$@"
+
 # raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER
 [no-exit-message]
 prepare *words: setup
