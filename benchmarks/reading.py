@@ -84,8 +84,9 @@ def read_batches(reader: BatchReader, num_samples: int) -> None:
         touch(batch.video_latents)
 
 
-def touch(latents: torch.Tensor) -> float:
+def touch(latents: torch.Tensor | None) -> float:
     """Looks at the first and the last number, so that nothing can stay unread."""
+    assert latents is not None
     flat = latents.reshape(-1)
     return float(flat[0]) + float(flat[-1])
 

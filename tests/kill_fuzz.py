@@ -42,9 +42,9 @@ class Report:
 
 
 def tiny(words: Sequence[str]) -> tuple[str, ...]:
-    """Settings of a run of seconds for the recipe that the words name."""
-    paper = next(word.partition("=")[2].partition("_")[0] for word in words if word.startswith("recipe="))
-    return (*TINY, *TINY_OF_PAPER.get(paper, ()))
+    """Settings of a run of seconds for the recipe that the words name, MTV where they name none."""
+    papers = [word.partition("=")[2].partition("_")[0] for word in words if word.startswith("recipe=")]
+    return (*TINY, *TINY_OF_PAPER.get(papers[0] if papers else "mtv", ()))
 
 
 def fuzz(folder: Path, words: Sequence[str], *, kills: int, seed: int = 0, sends: bool = False) -> Report:

@@ -22,8 +22,9 @@ from data.clip import SUBSETS
 from data.corpus import CorpusSettings, make_clip
 
 
-def to_video(frames: np.ndarray) -> Tensor:
+def to_video(frames: np.ndarray | None) -> Tensor:
     """uint8 [F, H, W, 3] -> [1, 3, F, H, W] in [-1, 1]."""
+    assert frames is not None
     return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
@@ -200,13 +201,13 @@ def test_long_text_is_cut_and_empty_text_has_no_tokens() -> None:
 
 
 def test_unknown_codec_names_list_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"codecs.video=ltx: .* one of none, embedded, cogvideox, wan2.1, wan2.2"):
+    with pytest.raises(ValueError, match=r"codecs.video=ltx: .* one of embedded, cogvideox, wan2.1, wan2.2"):
         build_video_codec("ltx", tmp_path)
-    with pytest.raises(ValueError, match=r"codecs.tracks=beats: .* one of none, embedded, wav2vec2"):
+    with pytest.raises(ValueError, match=r"codecs.tracks=beats: .* one of embedded, wav2vec2"):
         build_track_encoder("beats")
     with pytest.raises(ValueError, match=r"codecs.text=clip: .* one of embedded, t5, umt5"):
         build_text_encoder("clip")
-    with pytest.raises(ValueError, match=r"codecs.audio=encodec: .* one of none, embedded, mmaudio"):
+    with pytest.raises(ValueError, match=r"codecs.audio=encodec: .* one of embedded, mmaudio"):
         build_audio_codec("encodec")
     with pytest.raises(ValueError, match=r"codecs.video=cogvideox needs .* codecs.video_weights=FOLDER"):
         build_video_codec("cogvideox", None)

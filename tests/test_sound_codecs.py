@@ -27,9 +27,7 @@ def wan_folder(request: pytest.FixtureRequest) -> Path:
 
 
 def wan_codec(folder: Path) -> VideoCodec:
-    codec = build_video_codec("wan2.1" if "2.1" in str(folder) else "wan2.2", folder)
-    assert codec is not None
-    return codec
+    return build_video_codec("wan2.1" if "2.1" in str(folder) else "wan2.2", folder)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

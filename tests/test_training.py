@@ -221,6 +221,7 @@ def write_raw_clips(folder: Path) -> Path:
     folder.mkdir()
     for index in range(3):
         clip = make_clip("single_character", index, CorpusSettings())
+        assert clip.frames is not None
         write_mp4(folder / f"{index}.mp4", clip.frames, fps=12, waveform=clip.mix, rate_hz=16000, scale=1)
         (folder / f"{index}.txt").write_text(clip.caption)
     return folder

@@ -14,21 +14,19 @@ from avlit.codecs.wan import UMT5Encoder, WanCodec
 from avlit.errors import UserError
 from avlit.timing import VIDEO_FACTORS
 
-VIDEO_CODECS = ("none", "embedded", "cogvideox", "wan2.1", "wan2.2")
-TRACK_ENCODERS = ("none", "embedded", "wav2vec2")
+VIDEO_CODECS = ("embedded", "cogvideox", "wan2.1", "wan2.2")
+TRACK_ENCODERS = ("embedded", "wav2vec2")
 TEXT_ENCODERS = ("embedded", "t5", "umt5")
-AUDIO_CODECS = ("none", "embedded", "mmaudio")
+AUDIO_CODECS = ("embedded", "mmaudio")
 
 
 def build_video_codec(
     name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> VideoCodec | None:
-    """`embedded`, or `cogvideox`, `wan2.1` or `wan2.2` from a diffusers `folder` with `vae/`; `none` is None.
+) -> VideoCodec:
+    """`embedded`, or `cogvideox`, `wan2.1` or `wan2.2` from a diffusers `folder` with `vae/`.
 
     device and dtype place its weights. UserError: the folder's VAE divides time or space by other factors.
     """
-    if name == "none":
-        return None
     if name == "embedded":
         return EmbeddedVideoCodec()
     if name == "cogvideox":
@@ -44,10 +42,8 @@ def build_video_codec(
     raise _unknown("codecs.video", name, VIDEO_CODECS)
 
 
-def build_track_encoder(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> TrackEncoder | None:
-    """`embedded`, or `wav2vec2` from a transformers `folder` of a wav2vec2 base model; `none` is None."""
-    if name == "none":
-        return None
+def build_track_encoder(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> TrackEncoder:
+    """`embedded`, or `wav2vec2` from a transformers `folder` of a wav2vec2 base model."""
     if name == "embedded":
         return EmbeddedTrackEncoder()
     if name == "wav2vec2":
@@ -68,10 +64,8 @@ def build_text_encoder(
     raise _unknown("codecs.text", name, TEXT_ENCODERS)
 
 
-def build_audio_codec(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> AudioCodec | None:
-    """`embedded`, or `mmaudio` from a diffusers `folder` with `audio_vae/` and `vocoder/`; `none` is None."""
-    if name == "none":
-        return None
+def build_audio_codec(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> AudioCodec:
+    """`embedded`, or `mmaudio` from a diffusers `folder` with `audio_vae/` and `vocoder/`."""
     if name == "embedded":
         return EmbeddedAudioCodec()
     if name == "mmaudio":

@@ -53,9 +53,11 @@ def encoders_of(codecs: CodecConfig, reads: Reads, *, device: str) -> Encoders:
 
     return Encoders(
         text=build_text_encoder(codecs.text, codecs.text_weights, device=device),
-        video=build_video_codec(codecs.video, codecs.video_weights, device=device),
-        audio=build_audio_codec(codecs.audio, codecs.audio_weights, device=device),
-        tracks=build_track_encoder(codecs.tracks, codecs.tracks_weights, device=device),
+        video=None if codecs.video == "none" else build_video_codec(codecs.video, codecs.video_weights, device=device),
+        audio=None if codecs.audio == "none" else build_audio_codec(codecs.audio, codecs.audio_weights, device=device),
+        tracks=None
+        if codecs.tracks == "none"
+        else build_track_encoder(codecs.tracks, codecs.tracks_weights, device=device),
         captions=tuple(style for style in reads.captions if style != "caption"),
         reference_tokens=reads.reference_tokens,
     )
