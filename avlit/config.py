@@ -90,6 +90,14 @@ class DataConfig:
     width: int = setting(720, "pixels, a multiple of 8", low=8)
     fps: float = setting(24.0, "video frames a second", above=0)
     rate_hz: int = setting(16000, "audio samples a second", low=1000)
+    peak: float | None = setting(
+        None,
+        "loudest sample that `just prepare` brings every sound to, of 1; null leaves it as recorded. Recordings that "
+        "differ in level are learnt unevenly. The embedded corpus keeps its own levels",
+        above=0,
+        high=1,
+        not_with=("data.root", None),
+    )
     num_clips: int = setting(1024, "training clips of each subset", low=1, only_with=("data.root", None))
     cache_dir: str = setting("cache", "folder for the encoded embedded corpus", only_with=("data.root", None))
     workers: int = setting(0, "reading processes; 0 is one thread, which is fastest for encoded clips", low=0)
@@ -301,6 +309,10 @@ class Config:
     def check(self) -> None:
         """Raise ValueError where sections do not fit each other."""
         self.data.check_sizes(self.codecs.video)
+        if self.data.peak is not None and self.codecs.audio == "none":
+            raise ValueError(
+                f"data.peak={self.data.peak:g}: this recipe generates no sound (codecs.audio=none); leave it"
+            )
         saves, best = self.checkpoint, self.checkpoint.best
         if best and (not self.validation.clips or saves.every % self.validation.every):
             raise ValueError(

@@ -34,6 +34,16 @@ def fit(samples: np.ndarray, count: int) -> np.ndarray:
     return np.pad(samples[:count], (0, max(0, count - len(samples))))
 
 
+MOST_GAIN = 30.0
+"""What sound is multiplied with at most, 30 dB, so that a nearly silent recording does not become noise."""
+
+
+def gain_to_peak(samples: np.ndarray, peak: float | None) -> np.float32:
+    """What brings the loudest sample of a sound [N] to `peak`; 1 for None, and for silence."""
+    loudest = float(np.abs(samples).max(initial=0.0))
+    return np.float32(1.0 if peak is None or not loudest else min(peak / loudest, MOST_GAIN))
+
+
 def write_sound(path: Path, waveform: np.ndarray, *, rate_hz: int) -> None:
     """Mono sound [N] in [-1, 1] -> a WAV file of 16 bits, complete or not at all."""
     import soundfile

@@ -26,7 +26,8 @@ from avlit.commands.sample import newest_checkpoint
 from avlit.errors import UserError
 from avlit.media import read_audio
 from avlit.runs import find_run
-from avlit.sound import fit, resample
+from avlit.sound import fit, gain_to_peak, resample
+from data.captions import Turn, audio_caption
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -77,11 +78,6 @@ def through_codec(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         decoded = codec.decode(codec.encode(torch.from_numpy(np.stack([fit(wave, count) for wave in group]))))
         heard += [row[: len(wave)].numpy() for row, wave in zip(decoded, group, strict=True)]
     return heard
-
-
-def loud(waveform: np.ndarray) -> np.ndarray:
-    """A sound [N] with its peak at 0.7; silence stays silent."""
-    return waveform * (0.7 / max(float(np.abs(waveform).max()), 1e-4))
 
 
 def hear(waveforms: Tensor) -> Tensor:
@@ -165,7 +161,7 @@ class Judges:
         speakers = tuple(sorted({take.speaker for take in takes}))
         raw = [take.waveform for take in takes]
         # the codec's silence hides what is soft, so a voice differs with its level: judges are to know both
-        kinds = (raw, through_codec(raw), through_codec([loud(waveform) for waveform in raw]))
+        kinds = (raw, through_codec(raw), through_codec([waveform * gain_to_peak(waveform, 0.7) for waveform in raw]))
         heard = torch.cat([hear(_at_rate(waveforms)) for waveforms in kinds])
         digits = torch.tensor([take.digit for take in takes] * len(kinds))
         voices = torch.tensor([speakers.index(take.speaker) for take in takes] * len(kinds))
@@ -210,9 +206,10 @@ def speak(word: str, references: Sequence[Take], digits: Sequence[int], *, durat
     spoken = []
     for start in range(0, len(digits), 30):
         group = range(start, min(start + 30, len(digits)))
-        captions = tuple(WORDS[digits[i]] for i in group)
+        captions = tuple(audio_caption([Turn(WORDS[digits[i]])]) for i in group)  # as `just prepare` writes them
         text = [encoders.text.encode(caption) for caption in captions]
-        voices = [resample(references[i].waveform, CODEC_HZ, codec.rate_hz) for i in group]
+        raw = [resample(references[i].waveform, CODEC_HZ, codec.rate_hz) for i in group]
+        voices = [voice * gain_to_peak(voice, encoders.peak) for voice in raw]
         latents = [codec.encode(torch.from_numpy(voice)[None])[0, :count] for voice in voices]
         batch = AVBatch(
             keys=tuple(f"clip {i}" for i in group),
@@ -248,7 +245,7 @@ def main(words: Sequence[str]) -> None:
     kinds = (
         ("real", raw),
         ("through the codec", through_codec(raw)),
-        ("loud, through the codec", through_codec([loud(waveform) for waveform in raw])),
+        ("loud, through the codec", through_codec([waveform * gain_to_peak(waveform, 0.7) for waveform in raw])),
     )
     for name, waveforms in kinds:
         digit, speaker = judges.score(waveforms, takes)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from avlit.codecs import AudioCodec, TextEncoder, TrackEncoder, VideoCodec
-from avlit.sound import resample
+from avlit.sound import gain_to_peak, resample
 from data.clip import RawClip
 from data.sample import CAPTION, MAX_REFERENCES, TRACKS, Annotation, EncodedSample
 from data.shards import Identity
@@ -17,7 +17,8 @@ class Encoders:
     """What makes a clip's text, latents and track features; None makes none.
 
     captions: styles of caption that are encoded where a clip has them, besides the one that every clip has.
-    reference_tokens: most latents of a reference sound that are kept, 0 for none.
+    reference_tokens: most latents of a reference sound that are kept, 0 for none. peak: loudest sample that the sound
+    of a clip and of a reference is brought to before it is encoded; None leaves it as it is.
     """
 
     text: TextEncoder
@@ -26,13 +27,18 @@ class Encoders:
     tracks: TrackEncoder | None = None
     captions: tuple[str, ...] = ()
     reference_tokens: int = 0
+    peak: float | None = None
 
     def identity(self, *, fps: float, rate_hz: int) -> Identity:
         """What a shard set made with these encoders is identified by, and what a run that has them needs of it."""
         made = {"video_codec": self.video, "audio_codec": self.audio, "track_encoder": self.tracks}
         identity: Identity = {"fps": float(fps), "rate_hz": int(rate_hz), "text_encoder": self.text.identity}
         identity |= {name: codec.identity for name, codec in made.items() if codec is not None}
-        return identity | ({"references": MAX_REFERENCES} if self.reference_tokens else {})
+        if self.reference_tokens:
+            identity["references"] = MAX_REFERENCES
+        if self.audio is not None and self.peak is not None:
+            identity["peak"] = float(self.peak)
+        return identity
 
 
 @torch.inference_mode()
@@ -61,13 +67,16 @@ def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> Encod
             name: track_features(track, rate_hz=clip.rate_hz, encoder=encoders.tracks, num_frames=num_frames)
             for name, track in tracks.items()
         }
-    audio_latents, references = None, []
+    sound, audio_latents, references = clip.mix, None, []
     if encoders.audio is not None:
-        audio_latents = sound_latents(clip.mix, rate_hz=clip.rate_hz, codec=encoders.audio)
+        sound = sound * gain_to_peak(sound, encoders.peak)
+        audio_latents = sound_latents(sound, rate_hz=clip.rate_hz, codec=encoders.audio)
         if encoders.reference_tokens:
             references = [
-                sound_latents(sound, rate_hz=clip.rate_hz, codec=encoders.audio)[: encoders.reference_tokens]
-                for sound in clip.references[:MAX_REFERENCES]
+                sound_latents(other * gain_to_peak(other, encoders.peak), rate_hz=clip.rate_hz, codec=encoders.audio)[
+                    : encoders.reference_tokens
+                ]
+                for other in clip.references[:MAX_REFERENCES]
             ]
     captions = {style: clip.captions[style] for style in encoders.captions if style in clip.captions}
     annotation = Annotation(
@@ -93,7 +102,7 @@ def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> Encod
         video_latents=video_latents,
         audio_latents=audio_latents,
         references=tuple(references),
-        waveform=clip.mix.astype(np.float32),
+        waveform=sound.astype(np.float32),
         **features,
     )
 

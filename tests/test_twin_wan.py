@@ -357,7 +357,7 @@ def test_stage_one_leaves_video_and_text_alone():
     for part in ("stem.0.weight", "blocks.2.attn1.to_q.weight", "blocks.0.ffn.net.2.bias", "proj_out.weight"):
         assert f"audio.{part}" in names
     assert "audio_references.1.to_v.weight" in names
-    with pytest.raises(ValueError, match="trainable='video': must be one of audio, audio_from_scratch, all"):
+    with pytest.raises(ValueError, match="trainable='video': must be one of audio, all"):
         twin_trainable(model, which="video")  # pyright: ignore[reportArgumentType]
 
 

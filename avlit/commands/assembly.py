@@ -43,11 +43,12 @@ def build_encoders(config: Config) -> Encoders:
     import torch
 
     device = "cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-    return encoders_of(config.codecs, config.reads, device=device)
+    peak = config.data.peak if config.data.root is not None else None
+    return encoders_of(config.codecs, config.reads, peak=peak, device=device)
 
 
-def encoders_of(codecs: CodecConfig, reads: Reads, *, device: str) -> Encoders:
-    """The codecs of a section of a config, on `device`, and what else of a clip a recipe reads."""
+def encoders_of(codecs: CodecConfig, reads: Reads, *, peak: float | None, device: str) -> Encoders:
+    """The codecs of a section of a config, on `device`, and what else a recipe reads; peak: see `Encoders`."""
     from avlit.codecs.build import build_audio_codec, build_text_encoder, build_track_encoder, build_video_codec
     from data.encode import Encoders
 
@@ -60,6 +61,7 @@ def encoders_of(codecs: CodecConfig, reads: Reads, *, device: str) -> Encoders:
         else build_track_encoder(codecs.tracks, codecs.tracks_weights, device=device),
         captions=tuple(style for style in reads.captions if style != "caption"),
         reference_tokens=reads.reference_tokens,
+        peak=peak,
     )
 
 

@@ -11,6 +11,7 @@ from avlit.commands.abilities import Abilities
 from avlit.commands.plan import Plan, Window, read_video
 from avlit.commands.request import TRACK_KEYS
 from avlit.media import read_audio, read_image
+from avlit.sound import gain_to_peak
 from data.batches import Contents, collate
 from data.encode import Encoders, sound_latents, track_features
 from data.sample import CAPTION, Annotation, EncodedSample
@@ -131,7 +132,9 @@ class Conditions:
         codec, rate_hz = self.encoders.audio, self.timing.rate_hz
         assert codec is not None and plan.reference is not None
         sound = read_audio(plan.reference, rate_hz, duration_s=self.reference_s + LEAD_OUT_S)
-        return sound_latents(sound, rate_hz=rate_hz, codec=codec)[: self.encoders.reference_tokens]
+        used = sound[: round(self.reference_s * rate_hz)]  # whatever follows has no say
+        louder = sound * gain_to_peak(used, self.encoders.peak)
+        return sound_latents(louder, rate_hz=rate_hz, codec=codec)[: self.encoders.reference_tokens]
 
     def text(self, prompt: str | None) -> np.ndarray:
         """Features [L, D] of a prompt; none of them without one, as training's text dropout leaves it."""

@@ -70,6 +70,7 @@ def encoders_of(config: PrepareConfig) -> Encoders:
     from avlit.commands import assembly
 
     try:
-        return assembly.encoders_of(config.codecs, config.reads, device="cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return assembly.encoders_of(config.codecs, config.reads, peak=config.data.peak, device=device)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -273,22 +273,20 @@ def _pad_tokens(x: Tensor, length: int, name: str, key: str) -> Tensor:
     return F.pad(x, (0, 0, 0, length - x.shape[1]))
 
 
-def twin_trainable(model: TwinWan, *, which: Literal["audio", "audio_from_scratch", "all"]) -> list[str]:
+def twin_trainable(model: TwinWan, *, which: Literal["audio", "all"]) -> list[str]:
     """Names of the parameters that train.
 
     audio: UniTalking's first stage (sec. 4.5), the audio twin's stem, attention and feed-forward, with its head,
     modulation tables, norms and reference sets (chosen: nothing else trains them); text and time embedders stay those
-    of the video twin. audio_from_scratch: with these embedders, which no released weights fill. all: everything, as in
-    the second stage.
+    of the video twin. all: everything, as in the second stage.
     """
     names = [name for name, _ in model.named_parameters()]
     if which == "all":
         return names
-    if which not in ("audio", "audio_from_scratch"):
-        raise ValueError(f"trainable={which!r}: must be one of audio, audio_from_scratch, all")
+    if which != "audio":
+        raise ValueError(f"trainable={which!r}: must be one of audio, all")
     trained = ("audio.", "audio_references.", "reference_embedding.")
-    frozen = ("audio.condition_embedder.",) if which == "audio" else ()
-    return [name for name in names if name.startswith(trained) and not name.startswith(frozen)]
+    return [name for name in names if name.startswith(trained) and not name.startswith("audio.condition_embedder.")]
 
 
 def load_released(model: TwinWan, folder: str | Path) -> WeightsReport:

@@ -24,6 +24,9 @@ class WindowConfig:
     height: int = setting(480, "pixels, a multiple of the video codec's factor, 8 or 16", low=8, not_with=SOUND_ALONE)
     width: int = setting(720, "pixels, a multiple of the video codec's factor, 8 or 16", low=8, not_with=SOUND_ALONE)
     rate_hz: int = setting(16000, "audio samples a second", low=1000)
+    peak: float | None = setting(
+        None, "loudest sample that every sound is brought to, of 1; null leaves it as recorded", above=0, high=1
+    )
 
     def timing(self, codec: str) -> Timing:
         """The same with all the arithmetic for a video codec; ValueError where the sizes do not fit it."""
@@ -109,6 +112,11 @@ class PrepareConfig:
         for key, example in (("source", "source=my_clips"), ("out", "out=shards")):
             if not getattr(self, key):
                 raise ValueError(f"{key}=… is missing: name a folder, for example {example}")
+        if self.data.peak is not None and self.codecs.audio == "none":
+            raise ValueError(
+                f"data.peak={self.data.peak:g}: recipe={self.recipe} generates no sound, so it is left as recorded; "
+                "leave it out"
+            )
         if not Path(self.source).is_dir():
             raise ValueError(f"source={self.source}: no such folder")
         if self.captions is not None and not Path(self.captions).is_file():

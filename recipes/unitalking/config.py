@@ -38,10 +38,8 @@ class UniTalkingCodecs(CodecConfig):
 class UniTalkingModel(TwinWanConfig, ModelConfig):
     """The twins' sizes, released weights of the video twin, and what trains."""
 
-    trainable: Literal["audio", "audio_from_scratch", "all"] = setting(
-        "all",
-        "audio: the audio twin without its text and time embedders, which are the released ones (UniTalking, 4.5); "
-        "audio_from_scratch: with them, where no released weights fill them; all: both twins",
+    trainable: Literal["audio", "all"] = setting(
+        "all", "audio: the audio twin without its text and time embedders (UniTalking, 4.5); all: both twins"
     )
 
 
@@ -86,8 +84,8 @@ class UniTalkingSample(SampleConfig):
 
 
 def _data() -> DataConfig:
-    """121 frames of 704x1280 at 24 a second, as Wan2.2-TI2V-5B; batch of stage 2 (UniTalking, 5.1)."""
-    return DataConfig(num_frames=121, height=704, width=1280, fps=24.0, rate_hz=44100, batch_size=64)
+    """121 frames of 704x1280 at 24 a second, as Wan2.2-TI2V-5B; batch of stage 2 (UniTalking, 5.1); peak chosen."""
+    return DataConfig(num_frames=121, height=704, width=1280, fps=24.0, rate_hz=44100, peak=0.7, batch_size=64)
 
 
 def _optimizer() -> OptimizerConfig:
@@ -141,6 +139,5 @@ class UniTalkingConfig(Config):
             raise ValueError(f"tasks: every weight is 0; give at least one of {', '.join(fitting)} a weight")
         if self.codecs.video == "none" and self.model.trainable == "all":
             raise ValueError(
-                "model.trainable=all: with codecs.video=none the video twin sees no clip; use model.trainable=audio, "
-                "or audio_from_scratch where model.weights fills no embedders"
+                "model.trainable=all: with codecs.video=none the video twin sees no clip; use model.trainable=audio"
             )
