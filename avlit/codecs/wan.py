@@ -1,4 +1,4 @@
-"""Wan's codecs from local diffusers folders: the VAEs of Wan 2.1 and 2.2, umT5, and the fixed lengths Wan attends to.
+"""Wan's codecs from local diffusers folders: the VAEs of Wan 2.1 and 2.2, and umT5.
 
 Clips pass through them on their way to a shard, and come back through the VAE when sampled.
 """
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from avlit.codecs.pretrained import as_user_error, fingerprint, load_model, load_tokenizer, model_files, model_folder
@@ -17,14 +16,6 @@ from avlit.errors import UserError
 
 TEXT_TOKENS = 512
 """Text tokens that Wan's cross-attention reads, zeros past the prompt's, without a mask."""
-
-REFERENCE_TOKENS = 257
-"""Tokens of an added condition beside the text: of CLIP's image in Wan-I2V, of reference sound in UniTalking."""
-
-
-def fixed_length(features: Tensor, *, num_tokens: int) -> Tensor:
-    """[..., L, D] -> [..., num_tokens, D]: zeros after the last token, or cut at the end."""
-    return F.pad(features, (0, 0, 0, num_tokens - features.shape[-2]))  # a negative pad cuts
 
 
 class WanCodec:
@@ -107,8 +98,8 @@ class UMT5Encoder:
     """transformers' UMT5EncoderModel from `folder/text_encoder` and `folder/tokenizer`, as Wan uses umT5-xxl.
 
     Prompts are cleaned as diffusers' WanPipeline cleans them, which repairs broken characters where the package ftfy is
-    installed; the identity tells the two apart. Features are the prompt's own: `fixed_length` fills them up to
-    TEXT_TOKENS with the zeros that the backbone reads past them. Longer prompts are cut.
+    installed; the identity tells the two apart. Features are the prompt's own: the model fills them up to
+    TEXT_TOKENS with the zeros that Wan reads past them. Longer prompts are cut.
     """
 
     max_tokens = TEXT_TOKENS
