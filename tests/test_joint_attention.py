@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from avlit.models.aligned_rope import aligned_positions, aligned_rotary
 from avlit.models.joint_attention import Heads, Mode, joint_attention, project_heads
-from avlit.models.mst_controlnet import rotate_pairs
+from avlit.models.rotation import rotate_pairs
 
 MODES: tuple[Mode, ...] = ("joint", "one-way", "separate")
 LENGTHS = (12, 7, 3, 5)  # of tokens: JoVA has four streams

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from avlit.models.backbones import Rotary, Stock
-from avlit.models.mst_controlnet import rotate_pairs, split_heads
+from avlit.models.mst_controlnet import split_heads
+from avlit.models.rotation import rotate_pairs
 
 Mode = Literal["joint", "one-way", "separate"]
 """joint: every token attends to every token. one-way: the first stream only to itself, the others to everything.
@@ -23,11 +24,15 @@ separate: each stream only to itself."""
 
 @dataclass(frozen=True)
 class Heads:
-    """Queries, keys and values of one stream, each [B, heads, N, head], normalised and rotated."""
+    """Queries, keys and values of one stream, each [B, heads, N, head], normalised and rotated.
+
+    seen [B, N] bool: False for tokens that no query reads, such as padding; None reads all, which flash kernels need.
+    """
 
     query: Tensor
     key: Tensor
     value: Tensor
+    seen: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -36,7 +41,8 @@ class Heads:
 
     def of_clips(self, start: int, stop: int) -> "Heads":
         """The same of the clips start to stop - 1."""
-        return Heads(self.query[start:stop], self.key[start:stop], self.value[start:stop])
+        seen = None if self.seen is None else self.seen[start:stop]
+        return Heads(self.query[start:stop], self.key[start:stop], self.value[start:stop], seen)
 
 
 def project_heads(attention: Stock, tokens: Tensor, rotary: Rotary | None) -> Heads:
@@ -66,26 +72,42 @@ def joint_attention(streams: Sequence[Heads], *, mode: Mode | Sequence[Mode]) ->
     for name in modes:
         if name not in get_args(Mode):
             raise ValueError(f"mode={name!r}: must be one of {', '.join(get_args(Mode))}")
-    parts: list[tuple[Tensor, ...]] = []
-    start = 0
-    for run_mode, run in groupby(modes):
-        stop = start + len(list(run))
-        # Views, and no copy at all where all clips share one mode.
-        parts.append(_attend([stream.of_clips(start, stop) for stream in streams], run_mode))
-        start = stop
-    gathered = [torch.cat(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True)]
+    if len(set(modes)) == 1:  # slices, even whole ones, would be copied in the backward pass
+        gathered = list(_attend(streams, modes[0]))
+    else:
+        parts: list[tuple[Tensor, ...]] = []
+        start = 0
+        for run_mode, run in groupby(modes):
+            stop = start + len(list(run))
+            parts.append(_attend([stream.of_clips(start, stop) for stream in streams], run_mode))
+            start = stop
+        gathered = [torch.cat(part) for part in zip(*parts, strict=True)]
     return tuple(part.transpose(1, 2).flatten(2) for part in gathered)
 
 
 def _attend(streams: Sequence[Heads], mode: Mode) -> tuple[Tensor, ...]:
     if mode == "separate" or len(streams) == 1:
-        return tuple(scaled_dot_product_attention(s.query, s.key, s.value) for s in streams)
-    key = torch.cat([stream.key for stream in streams], dim=2)
-    value = torch.cat([stream.value for stream in streams], dim=2)
+        return tuple(_read(stream.query, [stream]) for stream in streams)
     sighted = streams if mode == "joint" else streams[1:]
     query = torch.cat([stream.query for stream in sighted], dim=2)
-    seen = scaled_dot_product_attention(query, key, value).split([s.num_tokens for s in sighted], dim=2)
+    gathered = _read(query, streams).split([stream.num_tokens for stream in sighted], dim=2)
     if mode == "joint":
-        return tuple(seen)
-    first = streams[0]
-    return (scaled_dot_product_attention(first.query, first.key, first.value), *seen)
+        return tuple(gathered)
+    return (_read(streams[0].query, streams[:1]), *gathered)
+
+
+def _read(query: Tensor, streams: Sequence[Heads]) -> Tensor:
+    """Queries [B, heads, M, head] over all tokens of the streams -> [B, heads, M, head]."""
+    key, value, mask = streams[0].key, streams[0].value, None
+    if len(streams) > 1:
+        key = torch.cat([stream.key for stream in streams], dim=2)
+        value = torch.cat([stream.value for stream in streams], dim=2)
+    if any(stream.seen is not None for stream in streams):
+        seen = [
+            torch.ones(stream.key.shape[0], stream.num_tokens, dtype=torch.bool, device=key.device)
+            if stream.seen is None
+            else stream.seen
+            for stream in streams
+        ]
+        mask = torch.cat(seen, dim=1)[:, None, None]  # [B, 1, 1, N of all]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask)

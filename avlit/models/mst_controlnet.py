@@ -18,15 +18,9 @@ from avlit.models.backbones import (
     wan_rotary,
     wan_time,
 )
+from avlit.models.rotation import rotate_pairs
 from avlit.models.sizes import MSTControlNetConfig
 from avlit.models.track_encoder import ControlTokens, MultiStreamControl
-
-
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent pairs of x [..., S, D] by the angles whose cosines and sines are [S, D], in float32."""
-    real, imag = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((-imag, real), dim=-1).flatten(-2)
-    return (x.float() * cos + turned * sin).type_as(x)
 
 
 def split_heads(x: Tensor, heads: int, norm: Stock) -> Tensor:
