@@ -28,9 +28,10 @@ from data.encode import Encoders
 from data.prepare import preparation, references, separation, windows
 from data.prepare.config import load_prepare_config
 from data.prepare.descriptions import Rejected, describe
-from data.prepare.preparation import Preparation, find_clips, prepare
+from data.prepare.preparation import Preparation, prepare
 from data.prepare.report import REPORT
 from data.prepare.separation import DeepFilterSeparator, SimpleSeparator, build_separator, split
+from data.prepare.sources import find_clips
 from data.prepare.splits import Splitter
 from data.prepare.windows import ClipWindows, Window
 from data.sample import EncodedSample

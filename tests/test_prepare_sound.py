@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import torch
 
 from avlit.__main__ import main
 from avlit.codecs.build import build_audio_codec, build_text_encoder
+from avlit.codecs.mmaudio import LATENT_STATS
 from avlit.errors import ConfigError, UserError
 from avlit.media import read_audio, write_mp4
 from avlit.timing import Timing
 from data.encode import Encoders
 from data.prepare.config import load_prepare_config
 from data.prepare.names import NamePattern
-from data.prepare.preparation import NothingKeptError, Preparation, find_clips, prepare
+from data.prepare.preparation import NothingKeptError, Preparation, prepare
 from data.prepare.report import REPORT, Report
+from data.prepare.sources import find_clips
 from data.prepare.splits import Splitter
 from data.sample import EncodedSample
 from data.shards import ShardSet
@@ -345,6 +348,7 @@ def test_few_sounds_still_hold_out_one_and_a_single_one_is_for_training(tmp_path
         ("stride=1", "stride=1: has no effect while codecs.video=none"),
         ("data.height=32", "data.height=32: has no effect while codecs.video=none"),
         ("length_step_s=0", "length_step_s=0 .*at least 0.02"),
+        ("measure_latents=true", "measure_latents=true: has no effect while codecs.audio=embedded"),
     ],
 )
 def test_words_without_effect_on_sound_alone_are_refused(tmp_path: Path, word: str, message: str):
@@ -370,6 +374,45 @@ def test_what_was_prepared_from_sounds_trains_the_audio_branch(tmp_path: Path, c
     assert main(["train", *train.split(), *settings]) == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert list((run / "checkpoints").glob("*2"))
+
+
+def test_latents_that_were_measured_are_normalised_by_channel_and_of_an_identity_of_their_own(
+    tmp_path: Path, mmaudio_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, folder = write_digits(tmp_path / "digits", takes=1), tmp_path / "MMAudio"
+    write_noise(source / "0_cat_0.wav", 7.0, rate_hz=44100, seed=99)  # several windows
+    (source / "0_cat_0.json").write_text('{"caption": "A noise."}')
+    write_noise(source / "nobody.wav", 7.0, rate_hz=44100, seed=98)  # not described, so not prepared
+    write_noise(source / "0_ann_8.wav", 0.3, level=1e-5)
+    (source / "0_ann_9.wav").write_bytes(b"RIFF no sound")
+    shutil.copytree(mmaudio_folder, folder)
+    words = [f"source={source}", "recipe=unitalking_stage1", f"pattern={PATTERN}", "data.peak=0.5"]
+    words += ["codecs.audio=mmaudio", f"codecs.audio_weights={folder}"]
+
+    assert main(["prepare", *words, f"out={tmp_path / 'scaled'}"]) == 0
+    assert "latents are only multiplied by the codec's own factor; measure_latents=true" in capsys.readouterr().out
+    assert main(["prepare", *words, f"out={tmp_path / 'measured'}", "measure_latents=true"]) == 0
+    assert "only multiplied" not in capsys.readouterr().out
+    scaled, measured = ShardSet.open(tmp_path / "scaled"), ShardSet.open(tmp_path / "measured")
+    assert scaled.identity["audio_codec"] != measured.identity["audio_codec"]
+    before, after = (
+        np.concatenate([each.audio_latents for each in samples(tmp_path / name).values()]).astype(np.float64)
+        for name in ("scaled", "measured")
+    )
+    assert before.shape == after.shape and after.shape[1] == 40
+    np.testing.assert_allclose(after.mean(0), 0, atol=5e-3)
+    np.testing.assert_allclose(after.std(0), 1, atol=5e-3)
+    assert np.abs(before.std(0) - 1).max() > 0.1
+
+    stats = (folder / LATENT_STATS).read_bytes()
+    assert main(["prepare", *words, f"out={tmp_path / 'again'}", "measure_latents=true"]) != 0
+    assert f"{LATENT_STATS} is there already" in capsys.readouterr().err
+    assert (folder / LATENT_STATS).read_bytes() == stats and not (tmp_path / "again").exists()
+    (folder / LATENT_STATS).unlink()
+    assert main(["prepare", *words, f"out={tmp_path / 'none'}", "measure_latents=true", "include=nobody"]) != 0
+    assert "has no sound that can be used" in capsys.readouterr().err and not (folder / LATENT_STATS).exists()
+    assert main(["prepare", *words, f"out={tmp_path / 'again'}", "measure_latents=true"]) == 0
+    assert (folder / LATENT_STATS).read_bytes() == stats
 
 
 @pytest.mark.skipif(not DIGITS.is_dir(), reason=f"the shared digits are not there: {DIGITS}")

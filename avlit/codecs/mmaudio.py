@@ -119,8 +119,8 @@ def write_latent_stats(folder: Path, waveforms: Iterable[Tensor], *, device: str
     path = folder / LATENT_STATS
     if path.exists():
         raise UserError(
-            f"codecs.audio_weights: {path} is there already, and shards may be made with it; take it away to measure "
-            "again, and encode them again"
+            f"codecs.audio_weights: {path} is there already, and shards may be made with it; leave it to use it, or "
+            "take it away to measure again, and encode them again"
         )
     codec = MMAudioCodec(folder, device=device)
     count = 0

@@ -14,6 +14,7 @@ from data.prepare.config import PrepareConfig, load_prepare_config
 
 if TYPE_CHECKING:  # a wrong word must not wait for torch
     from data.encode import Encoders
+    from data.prepare.preparation import Preparation
     from data.prepare.report import Report
 
 
@@ -25,22 +26,27 @@ def main(words: Sequence[str]) -> int:
     from data.prepare.separation import build_separator
 
     separator = None if config.codecs.tracks == "none" else build_separator(config.separator)
+    how = Preparation(
+        timing=config.timing,
+        stride_frames=config.stride_frames,
+        heldout=config.heldout,
+        default_subset=config.subset,
+        shard_samples=config.shard_samples,
+        include=config.include,
+        pattern=config.name_pattern,
+        length_step_s=config.length_step_s if config.is_sound_alone else None,
+    )
+    if config.measure_latents:
+        print(f"{measure_latents(config, how)}: mean and std of each latent channel, measured over {config.source}")
     encoders = encoders_of(config)
+    if note := unmeasured(config):
+        print(note)
     try:
         report = prepare(
             Path(config.source),
             Path(config.out),
             captions=None if config.captions is None else Path(config.captions),
-            how=Preparation(
-                timing=config.timing,
-                stride_frames=config.stride_frames,
-                heldout=config.heldout,
-                default_subset=config.subset,
-                shard_samples=config.shard_samples,
-                include=config.include,
-                pattern=config.name_pattern,
-                length_step_s=config.length_step_s if config.is_sound_alone else None,
-            ),
+            how=how,
             encoders=encoders,
             separator=separator,
             settings=asdict(config),
@@ -54,6 +60,35 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+def measure_latents(config: PrepareConfig, how: Preparation) -> Path:
+    """Writes the latent statistics of the sources' sound beside the audio codec's weights; UserError if they exist."""
+    from avlit.codecs.build import build_audio_codec
+    from avlit.codecs.mmaudio import write_latent_stats
+    from data.prepare.measurement import sounds_to_measure
+
+    codec = build_audio_codec(config.codecs.audio, config.codecs.audio_weights)
+    sounds = sounds_to_measure(
+        Path(config.source),
+        captions=None if config.captions is None else Path(config.captions),
+        how=how,
+        peak=config.data.peak,
+        codec_hz=codec.rate_hz,
+    )
+    return write_latent_stats(Path(str(config.codecs.audio_weights)), sounds, device=_device())
+
+
+def unmeasured(config: PrepareConfig) -> str:
+    """What to say where latents will not be normalised by channel though they could be, or nothing."""
+    from avlit.codecs.mmaudio import LATENT_STATS
+
+    if config.codecs.audio != "mmaudio" or (path := Path(str(config.codecs.audio_weights)) / LATENT_STATS).exists():
+        return ""
+    return (
+        f"{path}: not there, so latents are only multiplied by the codec's own factor; measure_latents=true measures "
+        "each channel's mean and std over the sources first"
+    )
+
+
 def training_words(config: PrepareConfig, report: Report) -> list[str]:
     """What `just train` needs to hear to train on the shards."""
     words = [f"recipe={config.recipe}", f"size={config.size}", f"data.root={config.out}"]
@@ -65,12 +100,15 @@ def training_words(config: PrepareConfig, report: Report) -> list[str]:
 
 def encoders_of(config: PrepareConfig) -> Encoders:
     """The codecs that the config names, on the GPU where there is one."""
-    import torch
-
     from avlit.commands import assembly
 
     try:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return assembly.encoders_of(config.codecs, config.reads, peak=config.data.peak, device=device)
+        return assembly.encoders_of(config.codecs, config.reads, peak=config.data.peak, device=_device())
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -76,6 +76,12 @@ class PrepareConfig:
         "splits speech from the rest where a clip has no stems; auto takes deepfilter where it is installed",
         not_with=("codecs.tracks", "none"),
     )
+    measure_latents: bool = setting(
+        False,
+        "first measures each latent channel's mean and std over the sources' sound, and leaves them beside the weights "
+        "for every later use of them; once",
+        only_with=("codecs.audio", "mmaudio"),
+    )
     subset: str = setting("single_character", "subset of clips whose caption names none and describes nobody")
     shard_samples: int = setting(256, "most samples of one shard", low=1)
     data: WindowConfig = field(default_factory=WindowConfig)

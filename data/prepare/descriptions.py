@@ -89,6 +89,14 @@ class Descriptions:
         except ValueError as error:
             raise Rejected(f"caption in {place}: {error}") from error
 
+    def has(self, clip: Path) -> bool:
+        """Whether a clip has a description that can be used."""
+        try:
+            self.of(clip)
+        except Rejected:
+            return False
+        return True
+
     def _read(self, jsonl: Path, source: Path, clips: set[Path]) -> None:
         try:
             lines = jsonl.read_text(encoding="utf-8-sig").splitlines()

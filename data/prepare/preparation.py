@@ -11,10 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-import xxhash
 from tqdm import tqdm
 
 from avlit.durable import sync_folder
@@ -30,20 +28,14 @@ from data.prepare.references import ReferencePool, Utterance
 from data.prepare.report import FileReport, Report
 from data.prepare.separation import Separator
 from data.prepare.sounds import SoundWindows
+from data.prepare.sources import CLIP_SUFFIXES, SOUND_SUFFIXES, choose_clips, content
 from data.prepare.splits import Splitter
-from data.prepare.windows import STEMS, ClipWindows
+from data.prepare.windows import ClipWindows
 from data.sample import check_sample
 from data.shards import ShardWriter
 
-CLIP_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
-SOUND_SUFFIXES = (".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", *CLIP_SUFFIXES)
-"""What counts as a media file, with picture and without."""
-
 MAX_SLUG = 40
 """Keys are at most 80 characters: a subset, this, a hash and a number."""
-
-
-_STEM_SUFFIXES = tuple(f".{name}.wav" for name in STEMS)
 
 
 class NothingKeptError(UserError):
@@ -82,20 +74,21 @@ class Preparation:
         return CLIP_SUFFIXES if self.has_picture else SOUND_SUFFIXES
 
 
-def find_clips(source: Path, *, suffixes: tuple[str, ...] = CLIP_SUFFIXES) -> list[Path]:
-    """Media files in `source` and its subfolders by suffix, in order; hidden ones and stems of others are passed over.
+def choose(source: Path, *, captions: Path | None, how: Preparation) -> tuple[list[Path], list[Path], Descriptions]:
+    """All media files in `source`, those of them that are asked for, and what is said of them.
 
-    A stem is `NAME.TRACK.wav` beside another media file `NAME`.
+    Raises UserError where there are none of the first or of the second.
     """
-    found = sorted(
-        path
-        for path in source.rglob("*")
-        if path.suffix.lower() in suffixes
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(source).parts)
+    there, clips = choose_clips(source, suffixes=how.suffixes, include=how.include)
+    descriptions = Descriptions(
+        there,
+        source=source,
+        jsonl=captions,
+        default_subset=how.default_subset,
+        pattern=how.pattern,
+        has_picture=how.has_picture,
     )
-    names = {path.with_suffix("") for path in found}
-    return [path for path in found if not path.name.endswith(_STEM_SUFFIXES) or _without_track(path) not in names]
+    return there, clips, descriptions
 
 
 def prepare(
@@ -115,23 +108,7 @@ def prepare(
     recorded in the report. Raises UserError where `source` has no clips or `out` is not empty, and NothingKeptError
     where no window is kept; a file that cannot be used is reported and never ends the preparation.
     """
-    there = find_clips(source, suffixes=how.suffixes)
-    if not there:
-        raise UserError(f"source={source}: no media files there ({', '.join(how.suffixes)})")
-    clips = [clip for clip in there if fnmatchcase(clip.stem, how.include)]
-    if not clips:
-        raise UserError(
-            f"include={how.include}: names none of the {len(there)} media files; it is a glob on names without "
-            f"their suffix, such as {there[0].stem}"
-        )
-    descriptions = Descriptions(
-        there,
-        source=source,
-        jsonl=captions,
-        default_subset=how.default_subset,
-        pattern=how.pattern,
-        has_picture=how.has_picture,
-    )
+    there, clips, descriptions = choose(source, captions=captions, how=how)
     report = Report(settings, problems=descriptions.problems, passed_over=len(there) - len(clips))
     usable = _described(clips, source, descriptions, report)
     splitter = Splitter(
@@ -185,7 +162,7 @@ def _described(
         name = clip.relative_to(source).as_posix()
         try:
             description = descriptions.of(clip)
-            if (twin := by_content.setdefault(_content(clip), name)) != name:
+            if (twin := by_content.setdefault(content(clip), name)) != name:
                 raise Rejected(f"the same file as {twin}")
             usable[name] = clip, description
         except Rejected as rejected:
@@ -311,22 +288,6 @@ def _count(counts: dict[str, int], name: str) -> None:
 def _problem(error: ValueError) -> str:
     """What is wrong with a sample, without its key."""
     return str(error).partition(": ")[2]
-
-
-def _without_track(path: Path) -> Path:
-    """`NAME` of `NAME.TRACK.wav`."""
-    return path.with_suffix("").with_suffix("")
-
-
-def _content(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    try:
-        with path.open("rb") as data:
-            while block := data.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise Rejected(f"cannot be read ({error.strerror})") from error
-    return digest.hexdigest()
 
 
 def _slugs(names: Iterable[str]) -> dict[str, str]:
