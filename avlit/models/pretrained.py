@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,17 @@ WAN_KEYS = (
     "freq_dim", "ffn_dim", "patch_size", "cross_attn_norm", "qk_norm", "eps", "rope_max_seq_len",
     "added_kv_proj_dim",
 )  # fmt: skip
+# Not image_condition_type, of which only token_replace computes something else, nor in_channels: see `widened`.
+HUNYUAN_KEYS = (
+    "num_layers", "num_single_layers", "num_refiner_layers", "num_attention_heads", "attention_head_dim",
+    "out_channels", "mlp_ratio", "patch_size", "patch_size_t", "qk_norm", "guidance_embeds", "text_embed_dim",
+    "pooled_projection_dim", "rope_theta", "rope_axes_dim",
+)  # fmt: skip
+KEYS_OF = {
+    "CogVideoXTransformer3DModel": COGVIDEOX_KEYS,
+    "WanTransformer3DModel": WAN_KEYS,
+    "HunyuanVideoTransformer3DModel": HUNYUAN_KEYS,
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,11 @@ class HasBackbone(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-def load_backbone(model: HasBackbone, folder: str | Path) -> WeightsReport:
+def load_backbone(model: HasBackbone, folder: str | Path, *, widened: Mapping[str, int] | None = None) -> WeightsReport:
     """Fill `model.backbone` from a released diffusers folder, or from its `transformer/` subfolder.
+
+    widened: tensors of which the folder may have only the first columns (second axis), and how many: input channels
+    that the model adds to the released ones. The others become zero, so that they change nothing until trained.
 
     Everything is checked before the first weight is written. A backbone on the meta device takes the folder's tensors
     as its own (in the folder's precision, on the CPU); otherwise values are copied in the model's precision.
@@ -84,11 +99,11 @@ def load_backbone(model: HasBackbone, folder: str | Path) -> WeightsReport:
     for name in sorted(targets):
         wanted.setdefault(files[name], []).append(name)
     for path, names in wanted.items():
-        _check_shapes(path, names, targets)
+        _check_shapes(path, names, targets, widened or {})
     for path, names in wanted.items():
         with _open(path) as file:
             for name in names:
-                _fill(model.backbone, name, targets[name], file.get_tensor(name))
+                fill_tensor(model.backbone, name, _with_columns(file.get_tensor(name), targets[name]))
     if isinstance(model.backbone, WanTransformer3DModel) and model.backbone.rope.freqs_cos.is_meta:
         # Not part of the saved weights, so nothing above has filled them.
         rope = model.backbone.rope
@@ -130,11 +145,13 @@ def _check_config(backbone: Any, folder: Path) -> None:
     # A key that a released config leaves out has the class's default.
     defaults = {name: value.default for name, value in inspect.signature(type(backbone).__init__).parameters.items()}
     wrong = []
-    for key in WAN_KEYS if isinstance(backbone, WanTransformer3DModel) else COGVIDEOX_KEYS:
+    for key in KEYS_OF[expected_class]:
         expected, value = backbone.config[key], found.get(key, defaults[key])
         expected, value = (tuple(v) if isinstance(v, list | tuple) else v for v in (expected, value))
         if expected != value:
             wrong.append(f"{key}: expected {expected}, found {value}")
+    if found.get("image_condition_type") == "token_replace":
+        wrong.append("image_condition_type: expected latent_concat or none, found token_replace")
     if wrong:
         raise UserError(f"model.weights={folder}: another model's weights ({'; '.join(wrong)})")
 
@@ -170,28 +187,42 @@ def _open(path: Path) -> Any:
         raise UserError(f"model.weights={path.parent}: {path.name} is damaged: {error}; download it again") from error
 
 
-def _check_shapes(path: Path, names: list[str], targets: dict[str, Tensor]) -> None:
+def _check_shapes(path: Path, names: list[str], targets: dict[str, Tensor], widened: Mapping[str, int]) -> None:
     with _open(path) as file:
         held = set(file.keys())
         for name in names:
             if name not in held:
                 raise UserError(f"model.weights={path.parent}: {path.name} lacks {name}, which the index places there")
-            shape = tuple(file.get_slice(name).get_shape())
-            if shape != tuple(targets[name].shape):
+            shape, expected = tuple(file.get_slice(name).get_shape()), tuple(targets[name].shape)
+            fitting = [expected]
+            if name in widened:
+                fitting.append((expected[0], widened[name], *expected[2:]))
+            if shape not in fitting:
                 raise UserError(
-                    f"model.weights={path.parent}: {name} is {shape}, expected {tuple(targets[name].shape)}"
+                    f"model.weights={path.parent}: {name} is {shape}, expected {' or '.join(map(str, fitting))}"
                 )
 
 
+def _with_columns(value: Tensor, target: Tensor) -> Tensor:
+    """`value` with zeros on its second axis up to the shape of `target`; itself where the shapes agree."""
+    if value.shape == target.shape:
+        return value
+    wide = value.new_zeros(target.shape)
+    wide[:, : value.shape[1]] = value
+    return wide
+
+
 @torch.no_grad()
-def _fill(backbone: nn.Module, name: str, target: Tensor, value: Tensor) -> None:
+def fill_tensor(module: nn.Module, name: str, value: Tensor) -> None:
+    """Copy `value` into the parameter or buffer `name`; one on the meta device is replaced by a copy of it instead."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    target = getattr(owner, leaf)
     if not target.is_meta:
         target.copy_(value)
         return
-    value = value.clone()  # out of the mapped file, whose tensors are unaligned and change with it
-    module_name, _, leaf = name.rpartition(".")
-    module = backbone.get_submodule(module_name)
+    value = value.clone()  # out of a mapped file, whose tensors are unaligned and change with it
     if isinstance(target, nn.Parameter):
-        module.register_parameter(leaf, nn.Parameter(value, requires_grad=target.requires_grad))
+        owner.register_parameter(leaf, nn.Parameter(value, requires_grad=target.requires_grad))
     else:
-        module.register_buffer(leaf, value)
+        owner.register_buffer(leaf, value)

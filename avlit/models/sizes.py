@@ -1,8 +1,12 @@
 """Sizes of the models as plain values, importable without torch so that configs print and help answers at once."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 VARIANTS = ("cogvideox", "wan")
+
+Fusion = Literal["joint", "cross_linear", "cross"]
+"""How the branches of video and sound meet in a block, see `mmdit_block.fuse` (JoVA, Table 5)."""
 
 
 @dataclass
@@ -172,3 +176,98 @@ class TwinWanConfig:
             raise ValueError(f"model.freq_dim={self.freq_dim}: must be even, half sines and half cosines")
         if self.audio_kernel % 2 == 0:
             raise ValueError(f"model.audio_kernel={self.audio_kernel}: must be odd, so that it is centred on a latent")
+
+
+@dataclass
+class TwinMMDiTConfig:
+    """Twin MM-DiTs, one for video and one for sound. The defaults are JoVA's larger size, on Waver-12B.
+
+    "Waver" below is Waver's README (its weights are not public); "HunyuanVideo" the config.json of the released
+    HunyuanVideo transformer, whose blocks these are; "JoVA" the paper (arXiv 2512.13677); "chosen" what none gives.
+    """
+
+    # Both branches.
+    num_layers: int = 16  # Waver: dual-stream blocks, whose text has weights of its own
+    num_single_layers: int = 40  # Waver: single-stream blocks after them
+    num_heads: int = 24  # Waver
+    head_dim: int = 128  # Waver
+    mlp_ratio: float = 4.0  # HunyuanVideo: width of a block's feed-forward, in widths of the block
+    num_refiner_layers: int = 2  # HunyuanVideo: blocks that only text passes, at first
+    text_dim: int = 4096  # chosen: one encoder, with the width of Waver's first (flan-t5-xxl); HunyuanVideo: the same
+    pooled_dim: int | None = None  # chosen: None, the mean of the text takes its place; HunyuanVideo: 768, CLIP's
+    embedded_guidance: float | None = None  # scale told to weights that were distilled with it; Waver: none
+    rope_theta: float = 256.0  # HunyuanVideo
+    rope_axes: tuple[int, int, int] = (16, 56, 56)  # HunyuanVideo: of a head, for time, height and width
+
+    # The video branch's ends.
+    video_channels: int = 16  # Waver, in and out: latents of the Wan2.1 codec
+    image_channels: int = 20  # Waver: latents of a reference image (16) and its mask (4); 0 takes no image
+    patch_size: int = 2  # HunyuanVideo; in space only
+
+    # The audio branch's ends.
+    audio_channels: int = 40  # chosen, JoVA has either: latents of MMAudio's 44.1 kHz codec
+
+    # What JoVA compares.
+    fusion: Fusion = "joint"  # JoVA, Table 5
+    aligned_rope: bool = True  # JoVA, Table 4: sound on the video's time axis; False counts its latents instead
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of both branches."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def mask_channels(self) -> int:
+        """Channels that say where the reference image is; 0 without reference images."""
+        return max(0, self.image_channels - self.video_channels)
+
+    def check(self) -> None:
+        """Raise ValueError for values that no model can have; messages name the key as the command line does."""
+        positive = (
+            "num_layers", "num_single_layers", "num_heads", "head_dim", "num_refiner_layers", "text_dim",
+            "video_channels", "patch_size", "audio_channels",
+        )  # fmt: skip
+        for key in positive:
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        for key in ("mlp_ratio", "rope_theta"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"model.{key}={getattr(self, key):g}: must be positive")
+        if self.pooled_dim is not None and self.pooled_dim < 1:
+            raise ValueError(f"model.pooled_dim={self.pooled_dim}: must be at least 1, or null for the text's mean")
+        if len(self.rope_axes) != 3 or any(axis < 2 or axis % 2 for axis in self.rope_axes):
+            raise ValueError(f"model.rope_axes={list(self.rope_axes)}: must be three even numbers from 2")
+        if sum(self.rope_axes) != self.head_dim:
+            raise ValueError(
+                f"model.rope_axes={list(self.rope_axes)}: must add up to model.head_dim={self.head_dim}, "
+                f"not {sum(self.rope_axes)}"
+            )
+        if self.image_channels and self.image_channels <= self.video_channels:
+            raise ValueError(
+                f"model.image_channels={self.image_channels}: must be 0, or more than "
+                f"model.video_channels={self.video_channels}, for an image's latents and its mask"
+            )
+        if self.fusion not in get_args(Fusion):
+            raise ValueError(f"model.fusion={self.fusion!r}: must be one of {', '.join(get_args(Fusion))}")
+
+
+def waver_12b() -> TwinMMDiTConfig:
+    """JoVA's larger size (24 B with both branches, sec. 4.4)."""
+    return TwinMMDiTConfig()
+
+
+def waver_1_6b() -> TwinMMDiTConfig:
+    """JoVA's smaller size (3.2 B with both branches, sec. 4.4).
+
+    Waver-1.6B's layout is not published. A guess: half the width of Waver-12B, and blocks that come to 1.63 B.
+    """
+    return TwinMMDiTConfig(num_layers=8, num_single_layers=24, num_heads=12)
+
+
+def hunyuanvideo() -> TwinMMDiTConfig:
+    """HunyuanVideo 1.0, whose weights are public, in Waver's place.
+
+    Its guidance was distilled into it; 1 is a chosen scale to train at, that of data without guidance. The mask of a
+    reference image has one channel, as in HunyuanVideo-I2V.
+    """
+    return TwinMMDiTConfig(num_layers=20, pooled_dim=768, embedded_guidance=1.0, image_channels=17)
