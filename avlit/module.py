@@ -112,6 +112,10 @@ class AVModule(pl.LightningModule):
     def scheduler_settings(self) -> dict[str, Any]:
         """What a sampler of diffusers must know: the backbone's noise schedule and what it predicts."""
 
+    def check_encoders(self, encoders: Any) -> None:
+        """Raise ConfigError where the model's sizes do not fit what the run's codecs make (`data.encode.Encoders`)."""
+        return None
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of what a clip may be trained to do, by which losses are logged; none for a recipe of one task."""

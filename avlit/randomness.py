@@ -5,14 +5,14 @@ ranks, of loader workers or of accumulated micro-batches, and a resumed run draw
 """
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from avlit.turns import turn_block
 
 
 def numpy_generator(*key: int | str) -> np.random.Generator:
@@ -70,12 +70,10 @@ class Draws:
 
         The steps of a slot are cut into blocks in which each name has its share, in an order drawn for that slot and
         block: the proportions are exact after every block whatever the number of ranks, and a resume goes on in the
-        middle of one. In a held-out measurement the slots take turns instead.
+        middle of one. In a held-out measurement the slots take turns instead. ValueError: see `turn_block`.
         """
-        shares = [Fraction(str(weight)) for weight in weights.values()]
-        total = sum(shares)
-        length = math.lcm(*((share / total).denominator for share in shares))
-        block = [each for each, share in zip(weights, shares, strict=True) for _ in range(int(share / total * length))]
+        block = turn_block(weights)
+        length = len(block)
         if not self.is_training:
             order = numpy_generator(self.seed, "heldout", name).permutation(length)
             return [block[order[slot % length]] for slot in self.slots]

@@ -151,6 +151,36 @@ def test_tr2av_gives_the_reference_and_falls_back_where_a_clip_has_none() -> Non
     assert made.step(mixed, draws_of(mixed)).tasks == ("tr2av", "t2av")
 
 
+def test_a_fallback_is_logged_also_where_it_has_no_weight() -> None:
+    from callbacks.training_log import LossSums
+
+    made, batch = module(*ONLY["tr2av"]), batch_of(has_reference=False)
+    sums = LossSums(["basic_face"], torch.device("cpu"), tasks=made.tasks)
+    sums.add(made.step(batch, draws_of(batch)), batch.subsets)
+    assert "val/loss/audio/task/t2av" in sums.read("val/loss")
+
+
+def test_clips_of_mixed_tasks_are_what_they_are_alone() -> None:
+    made, batch = module(*NEVER), batch_of(6)
+    assert len(set(made.step(batch, draws_of(batch)).tasks)) > 2
+    together = made.step(batch, draws_of(batch))
+    for row in range(6):
+        alone = made.step(one_of(batch, row), Draws(0, 0, (row,)))
+        for part in ("video", "audio"):
+            torch.testing.assert_close(together.parts[part][row : row + 1], alone.parts[part], rtol=1e-4, atol=1e-5)
+
+
+def one_of(batch: AVBatch, row: int) -> AVBatch:
+    assert batch.audio_latents is not None and batch.video_latents is not None and batch.reference is not None
+    only = slice(row, row + 1)
+    return replace(
+        batch, keys=batch.keys[only], subsets=batch.subsets[only], captions=batch.captions[only], slots=(row,),
+        text=batch.text[only], text_lengths=batch.text_lengths[only], audio_latents=batch.audio_latents[only],
+        video_latents=batch.video_latents[only], reference=batch.reference[only],
+        has_reference=batch.has_reference[only],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("task", "word"),
     [("t2av", "dropout.text=1"), ("ti2av", "dropout.image=1"), ("tr2av", "dropout.reference=1")],
@@ -277,15 +307,8 @@ def test_a_clip_does_not_depend_on_the_others_that_are_sampled_with_it() -> None
     together = sampled(made, batch).audio
     assert together is not None and batch.video_latents is not None
     assert batch.audio_latents is not None and batch.reference is not None
-    alone = made.sample(
-        replace(
-            batch,
-            keys=("clip-1",), slots=(1,), text=batch.text[1:2], audio_latents=batch.audio_latents[1:2],
-            video_latents=batch.video_latents[1:2], reference=batch.reference[1:2], has_reference=(True,),
-        ),
-        seeds=[1],
-        settings=replace(made.config.sample, steps=3),
-    ).audio  # fmt: skip
+    settings = replace(made.config.sample, steps=3)
+    alone = made.sample(one_of(batch, 1), seeds=[1], settings=settings).audio
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -315,6 +338,8 @@ def test_no_guidance_is_one_pass_with_all_conditions() -> None:
         (1, "tasks.t2av=1", r"tasks\.t2av=1: with codecs\.video=none the tasks are t2a, tr2a"),
         (2, "tasks.t2a=1", r"tasks\.t2a=1: with codecs\.video=embedded the tasks are t2av, tv2a, ti2av, tr2av"),
         (2, " ".join(f"tasks.{each}=0" for each in VIDEO_TASKS), "tasks: every weight is 0"),
+        (2, "tasks.t2av=0.1234567", r"tasks: t2av=0\.123457, .*use weights with fewer digits"),
+        (2, "tasks.t2av=1e-300", r"tasks: t2av=1e-300, .*use weights with fewer digits"),
         (1, "sample.guidance=2", r"sample\.guidance=2: has no effect while codecs\.video=none"),
         (2, "codecs.tracks=none", r"codecs\.tracks=none: is set by the recipe"),
         (1, "model.trainable=all", r"model\.trainable=all: with codecs\.video=none the video twin sees no clip"),
@@ -335,6 +360,24 @@ def test_the_paper_size_is_what_the_paper_publishes() -> None:
     assert second.reads.reference_tokens == 257 and second.model.max_text_tokens == 512
     assert (second.timing.latent_frames, second.timing.latent_size) == (31, (44, 80))
     assert (second.sample.steps, second.flow_shift) == (50, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model.audio_channels=40", r"model\.audio_channels=40: must be 64"),
+        ("model.video_channels=16", r"model\.video_channels=16: must be 48"),
+        ("model.text_dim=100", r"model\.text_dim=100: must be 64"),
+        ("model.max_text_tokens=10", r"model\.max_text_tokens=10: must be at least 48"),
+        ("model.patch_size=3", r"model\.patch_size=3: must divide the 4 latent cells of data\.height"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_codecs_are_named_before_training(word: str, message: str) -> None:
+    from avlit.commands.assembly import build_encoders
+
+    made = module(word)
+    with pytest.raises(ConfigError, match=message):
+        made.check_encoders(build_encoders(made.config))
 
 
 # Runs.

@@ -68,7 +68,9 @@ class CallbackSet:
         self.stopping = Stopping(self._save)
         self.heldout = HeldoutLoss(
             tracker.log_metrics,
-            batches=lambda: datamodule.heldout_batches(config.validation.clips, config.data.batch_size),
+            batches=lambda: datamodule.heldout_batches(
+                config.validation.clips, config.data.batch_size // (train.accumulate * train.devices)
+            ),
             every=config.validation.every,
             subsets=subsets,
             ema=self.ema,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,8 @@ def sample_clips(
         for part in (numbers[i : i + SAMPLING_BATCH] for i in range(0, len(numbers), SAMPLING_BATCH)):
             batch = concatenate([clips[number].batch for number in part]).to(module.device)
             keyframes = None
+            if gives_first_frame:  # as ti2av was trained: without a reference
+                batch = replace(batch, reference=None, has_reference=(False,) * len(batch.has_reference))
             if gives_first_frame and batch.video_latents is not None:
                 keyframes = torch.zeros(len(part), batch.video_latents.shape[2], dtype=torch.bool, device=module.device)
                 keyframes[:, 0] = True

@@ -221,7 +221,7 @@ def read_config(run: Run, words: Mapping[str, str], *, allowed: Sequence[str], w
     known = leaves(type(trained))
     if "sample.steps" in allowed:  # a recipe's sampler has keys of its own
         allowed = (*allowed, *(f"sample.{name}" for name in trained.sample.of_one_clip))
-    if trained.codecs.video == "none":
+    if trained.codecs.video == "none" and trained.data.root is not None:
         allowed = (*allowed, "data.root")  # the shards say how long its clips are
     for key, value in words.items():
         if key in allowed or (is_content(key) and any(is_content(other) for other in allowed)):

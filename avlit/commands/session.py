@@ -146,6 +146,7 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
     for line in changes:
         print(f"changed from step {start_step} on (allow_change=true): {line}")
     module = build_module(config, start_step=start_step)
+    module.check_encoders(encoders)
     # An unsuited sampler must not surface at the end.
     build_scheduler(config.sample.scheduler, module.scheduler_settings, steps=config.sample.steps)
     lineage = start_weights(module, config, run, checkpoint)

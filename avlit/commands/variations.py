@@ -45,7 +45,13 @@ def variants(request: Request, key: str, text: str) -> list[Variant]:
     divider = "|" if key == "prompt" else ","
     values = [value.strip() for value in text.split(divider)]
     if len(values) < 2 or not all(values):
-        example = "prompt='a cat | a dog'" if key == "prompt" else f"{key}=a.wav,b.wav"
+        example = (
+            "prompt='a cat | a dog'"
+            if key == "prompt"
+            else f"{key}=a.mp4,b.mp4"
+            if key == "video"
+            else f"{key}=a.wav,b.wav"
+        )
         raise ConfigError(f"{key}={text}: vary={key} needs two values or more, for example {example}")
     if key == "prompt":
         return [Variant(f"{n:02d}-prompt", text, replace(request, prompt=text)) for n, text in enumerate(values)]

@@ -6,6 +6,7 @@ reference tokens.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -88,12 +89,16 @@ class TwinWan(nn.Module):
     backbone: Stock
     audio: Stock
 
-    def __init__(self, config: TwinWanConfig, *, seed: int = 0) -> None:
-        """Weights drawn from `seed`, whatever ran before. Under `torch.device("meta")` nothing is drawn."""
+    def __init__(self, config: TwinWanConfig, *, seed: int = 0, draws_video: bool = True) -> None:
+        """Weights drawn from `seed`, whatever ran before. Under `torch.device("meta")` nothing is drawn.
+
+        draws_video: False leaves the video twin on the meta device, for `load_released` to fill.
+        """
         super().__init__()
         config.check()
         self.config = config
-        with torch.random.fork_rng(devices=[]):
+        place = nullcontext() if draws_video else torch.device("meta")
+        with torch.random.fork_rng(devices=[]), place:
             torch.default_generator.manual_seed(int(numpy_generator(seed, "video twin").integers(2**63)))
             self.backbone = WanTransformer3DModel(
                 patch_size=(1, config.patch_size, config.patch_size),
@@ -147,6 +152,21 @@ class TwinWan(nn.Module):
         keys and values of every block (see `attention_maps`). ValueError for shapes that do not fit together.
         """
         self._check_streams(video_latents, audio_latents, video_timestep, audio_timestep, mode, num_frames)
+        if not isinstance(mode, str) and list(mode) != sorted(mode):  # each mode's clips together: one call for each
+            order = sorted(range(len(mode)), key=lambda clip: mode[clip])
+            found = self.forward(
+                _clips(video_latents, order),
+                _clips(audio_latents, order),
+                text=text[order],
+                video_timestep=_clips(video_timestep, order),
+                audio_timestep=_clips(audio_timestep, order),
+                reference=_clips(reference, order),
+                mode=[mode[clip] for clip in order],
+                num_frames=num_frames,
+                observe=observe,
+            )
+            back = sorted(range(len(order)), key=lambda place: order[place])
+            return Velocities(video=_clips(found.video, back), audio=_clips(found.audio, back))
         latents = audio_latents if video_latents is None else video_latents
         assert latents is not None  # _check_streams
         batch, device, dtype, config = latents.shape[0], latents.device, latents.dtype, self.config
@@ -256,6 +276,10 @@ class TwinWan(nn.Module):
                     "set it to the audio codec's channels"
                 )
             _check_timestep("audio", audio_timestep, audio.shape[1])
+
+
+def _clips(tensor: Tensor | None, order: list[int]) -> Tensor | None:
+    return None if tensor is None else tensor[order]
 
 
 def _check_timestep(name: str, timestep: Tensor, num_tokens: int) -> None:

@@ -20,6 +20,10 @@ from avlit.config import (
     setting,
 )
 from avlit.models.sizes import TwinWanConfig
+from avlit.turns import turn_block
+
+WITHOUT_REFERENCE = {"tr2a": "t2a", "tr2av": "t2av"}
+"""What a clip without a reference is trained to do instead."""
 
 SOUND_TASKS = ("t2a", "tr2a")
 VIDEO_TASKS = ("t2av", "tv2a", "ti2av", "tr2av")
@@ -121,8 +125,9 @@ class UniTalkingConfig(Config):
 
     @property
     def accepts(self) -> tuple[str, ...]:
-        """A prompt and a voice to speak in; with video, the first frame or all of them (UniTalking, 4.5)."""
-        return ("prompt", "reference") + (() if self.codecs.video == "none" else ("image.0", "video"))
+        """A prompt, and what the tasks that are trained give: a voice, the first frame, the video (UniTalking, 4.5)."""
+        words = {"tr2a": "reference", "tr2av": "reference", "ti2av": "image.0", "tv2a": "video"}
+        return ("prompt", *dict.fromkeys(word for task, word in words.items() if task in self.tasks.weights))
 
     def check(self) -> None:
         """Raise ValueError where the tasks do not fit what is read."""
@@ -137,6 +142,10 @@ class UniTalkingConfig(Config):
                 )
         if not tasks:
             raise ValueError(f"tasks: every weight is 0; give at least one of {', '.join(fitting)} a weight")
+        try:
+            turn_block(tasks)
+        except ValueError as error:
+            raise ValueError(f"tasks: {error}") from error
         if self.codecs.video == "none" and self.model.trainable == "all":
             raise ValueError(
                 "model.trainable=all: with codecs.video=none the video twin sees no clip; use model.trainable=audio"

@@ -11,7 +11,7 @@ from torch import Tensor
 from avlit.batch import AVBatch
 from avlit.codecs.pretrained import fingerprint
 from avlit.conditioning import give_frames, kept
-from avlit.config import SampleConfig
+from avlit.config import ConfigError, SampleConfig
 from avlit.models.joint_attention import Mode
 from avlit.models.twin_wan import TwinWan, load_released, twin_trainable
 from avlit.module import AVModule
@@ -26,9 +26,8 @@ from avlit.objectives import (
 from avlit.randomness import Draws
 from avlit.sampling import Latents, build_scheduler, guide, run_scheduler, start_noise
 from avlit.timing import audio_latents_of
-from recipes.unitalking.config import UniTalkingConfig, UniTalkingSample
-
-REFERENCE_TASKS = ("tr2a", "tr2av")
+from data.encode import Encoders
+from recipes.unitalking.config import WITHOUT_REFERENCE, UniTalkingConfig, UniTalkingSample
 
 
 class UniTalking(AVModule):
@@ -37,7 +36,8 @@ class UniTalking(AVModule):
     model: TwinWan
 
     def __init__(self, config: UniTalkingConfig, *, start_step: int = 0):
-        model = TwinWan(config.model, seed=config.seed)
+        # Drawing a video twin that released weights then fill would take 20 GB and minutes at the paper's size.
+        model = TwinWan(config.model, seed=config.seed, draws_video=config.model.weights is None)
         super().__init__(
             model, optimizer=config.optimizer, steps=config.train.steps, seed=config.seed, start_step=start_step
         )
@@ -57,10 +57,33 @@ class UniTalking(AVModule):
         self.base_model = fingerprint(Path(report.folder).glob("*.safetensors"))
         return str(report)
 
+    def check_encoders(self, encoders: Encoders) -> None:
+        """Raise ConfigError where the twins' sizes do not fit what the codecs make."""
+        model, audio, video = self.config.model, encoders.audio, encoders.video
+        made = [("text_dim", model.text_dim, encoders.text.dim, "numbers of a text token")]
+        if audio is not None:
+            made.append(("audio_channels", model.audio_channels, audio.channels, "channels of the audio codec"))
+        if video is not None:
+            made.append(("video_channels", model.video_channels, video.channels, "channels of the video codec"))
+            for name, cells in zip(("height", "width"), self.config.timing.latent_size, strict=True):
+                if cells % model.patch_size:
+                    raise ConfigError(
+                        f"model.patch_size={model.patch_size}: must divide the {cells} latent cells of data.{name}"
+                    )
+        for key, value, found, what in made:
+            if value != found:
+                raise ConfigError(f"model.{key}={value}: must be {found}, the {what}")
+        if model.max_text_tokens < encoders.text.max_tokens:
+            raise ConfigError(
+                f"model.max_text_tokens={model.max_text_tokens}: must be at least {encoders.text.max_tokens}, the most "
+                "tokens that the text encoder makes"
+            )
+
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What clips take turns with."""
-        return tuple(self.config.tasks.weights)
+        """What clips take turns with, and what those without a reference do instead."""
+        names = self.config.tasks.weights
+        return tuple(dict.fromkeys([*names, *(WITHOUT_REFERENCE[name] for name in names if name in WITHOUT_REFERENCE)]))
 
     @property
     def tokens_per_sample(self) -> int:
@@ -116,16 +139,15 @@ class UniTalking(AVModule):
     def _tasks(self, batch: AVBatch, draws: Draws) -> tuple[str, ...]:
         """Each clip's task; one with a reference becomes the one without where the clip has none."""
         turns = draws.turns("task", self.config.tasks.weights)
-        without = {"tr2a": "t2a", "tr2av": "t2av"}
         return tuple(
-            task if has_reference else without.get(task, task)
+            task if has_reference else WITHOUT_REFERENCE.get(task, task)
             for task, has_reference in zip(turns, batch.has_reference, strict=True)
         )
 
     def _conditions(self, batch: AVBatch, draws: Draws, tasks: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Text [B, L, D] and reference [B, R, C], zeros where a clip's task has none or the condition is dropped."""
         text = kept(batch.text, ~draws.happens("drop text", self.config.dropout.text))
-        has_reference = np.array([task in REFERENCE_TASKS for task in tasks])
+        has_reference = np.array([task in WITHOUT_REFERENCE for task in tasks])
         has_reference &= ~draws.happens("drop reference", self.config.dropout.reference)
         if batch.reference is None or not has_reference.any():
             return text, None
@@ -177,19 +199,22 @@ class UniTalking(AVModule):
         nothing = torch.zeros_like(batch.text)
         reference = batch.reference if any(batch.has_reference) else None
         passes: list[tuple[Tensor, Tensor | None]] = [(nothing, None), (batch.text, reference)]
-        scales = {"video": [settings.guidance], "audio": [settings.audio_guidance]}
+        is_dubbed = [False] * len(batch) if keyframes is None else keyframes.all(1).tolist()
+        makes_video = given.video is not None and not all(is_dubbed)
+        scales = {"video": [settings.guidance if makes_video else 1.0], "audio": [settings.audio_guidance]}
         if reference is not None and settings.reference_guidance is not None:
             passes.insert(1, (batch.text, None))
             scales = {
-                "video": [settings.guidance, settings.guidance],
+                "video": scales["video"] * 2,
                 "audio": [settings.audio_guidance, settings.reference_guidance],
             }
+        modes: list[Mode] = ["one-way" if each else "joint" for each in is_dubbed]
         if all(scale == 1.0 for each in scales.values() for scale in each):
             passes, scales = passes[-1:], {"video": [], "audio": []}
 
         def predict(packed: Tensor, timestep: int) -> Tensor:
             noisy = noise.unpack(packed)
-            found = [self._velocities(batch, noisy, timestep, keyframes, *conditions) for conditions in passes]
+            found = [self._velocities(batch, noisy, timestep, keyframes, modes, *conditions) for conditions in passes]
             return Latents(
                 video=None if noisy.video is None else guide([each.video for each in found], scales["video"]),
                 audio=guide([each.audio for each in found], scales["audio"]),
@@ -208,6 +233,7 @@ class UniTalking(AVModule):
         noisy: Latents,
         timestep: int,
         keyframes: Tensor | None,
+        modes: list[Mode],
         text: Tensor,
         reference: Tensor | None,
     ) -> Any:
@@ -223,10 +249,9 @@ class UniTalking(AVModule):
                 reference=reference,
                 num_frames=self._num_frames(batch),
             )
-        video, video_times, modes = noisy.video, times, ["joint"] * len(batch)
+        video, video_times = noisy.video, times
         if keyframes is not None:
             video, video_times = give_frames(video, batch.video_latents, times, keyframes)
-            modes = ["one-way" if is_given else "joint" for is_given in keyframes.all(1).tolist()]
         return self.model(
             video,
             noisy.audio,
