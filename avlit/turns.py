@@ -19,7 +19,7 @@ def turn_block(weights: Mapping[str, float]) -> tuple[str, ...]:
     if length > LONGEST_BLOCK:
         listed = ", ".join(f"{name}={weight:g}" for name, weight in weights.items() if weight)
         raise ValueError(
-            f"{listed}: these proportions are exact only every {min(length, 10**9):,} steps; use weights with fewer digits: "
-            f"{LONGEST_BLOCK} at most"
+            f"{listed}: these proportions are exact only every {min(length, 10**9):,} steps; use weights with fewer "
+            f"digits: {LONGEST_BLOCK} at most"
         )
     return tuple(name for name, share in shares.items() for _ in range(int(share / total * length)))
