@@ -22,10 +22,12 @@ def main(words: Sequence[str]) -> int:
     """`source=FOLDER out=FOLDER` and any key of PrepareConfig; status 1 if not one window was kept."""
     config = load_prepare_config(words)
 
+    from data.prepare.mouths import build_mouth_finder
     from data.prepare.preparation import NothingKeptError, Preparation, prepare
     from data.prepare.separation import build_separator
 
     separator = None if config.codecs.tracks == "none" else build_separator(config.separator)
+    mouths = None if config.is_sound_alone else build_mouth_finder(config.mouths)
     how = Preparation(
         timing=config.timing,
         stride_frames=config.stride_frames,
@@ -49,6 +51,7 @@ def main(words: Sequence[str]) -> int:
             how=how,
             encoders=encoders,
             separator=separator,
+            mouths=mouths,
             settings=asdict(config),
         )
     except NothingKeptError as error:

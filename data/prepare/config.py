@@ -82,6 +82,9 @@ class PrepareConfig:
         "for every later use of them; once",
         only_with=("codecs.audio", "mmaudio"),
     )
+    mouths: Literal["auto", "none", "facemesh"] = setting(
+        "auto", "finds mouths, for a loss on them; auto takes facemesh where it is installed", not_with=SOUND_ALONE
+    )
     subset: str = setting("single_character", "subset of clips whose caption names none and describes nobody")
     shard_samples: int = setting(256, "most samples of one shard", low=1)
     data: WindowConfig = field(default_factory=WindowConfig)

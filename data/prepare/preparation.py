@@ -1,7 +1,4 @@
-"""From a folder of clips to a committed shard set: finds, describes, cuts, encodes, splits, writes and reports.
-
-`mouth_boxes` of real clips stay empty: nothing here looks for faces yet.
-"""
+"""From a folder of clips to a committed shard set: finds, describes, cuts, encodes, splits, writes and reports."""
 
 import hashlib
 import os
@@ -23,6 +20,7 @@ from data.encode import Encoders, encode_clip
 from data.live_writer import LOCK_NAME, is_written
 from data.prepare.config import check_out
 from data.prepare.descriptions import Description, Descriptions, Rejected
+from data.prepare.mouths import MouthFinder
 from data.prepare.names import NamePattern
 from data.prepare.references import ReferencePool, Utterance
 from data.prepare.report import FileReport, Report
@@ -99,17 +97,20 @@ def prepare(
     how: Preparation,
     encoders: Encoders,
     separator: Separator | None,
+    mouths: MouthFinder | None = None,
     settings: dict[str, object],
     progress: bool = True,
 ) -> Report:
     """Writes the shard set `out` from the clips in `source`, complete or not at all, with its report.
 
-    separator: makes the tracks of clips without stems; None where the recipe reads no tracks. settings: what is
-    recorded in the report. Raises UserError where `source` has no clips or `out` is not empty, and NothingKeptError
-    where no window is kept; a file that cannot be used is reported and never ends the preparation.
+    separator: makes the tracks of clips without stems; None where the recipe reads no tracks. mouths: finds the mouths
+    of clips with a picture. settings: what is recorded in the report. Raises UserError where `source` has no clips or
+    `out` is not empty, and NothingKeptError where no window is kept; a file that cannot be used is reported and never
+    ends the preparation.
     """
     there, clips, descriptions = choose(source, captions=captions, how=how)
     report = Report(settings, problems=descriptions.problems, passed_over=len(there) - len(clips))
+    report.mouth_finder = mouths.name if mouths and how.has_picture else ""
     usable = _described(clips, source, descriptions, report)
     splitter = Splitter(
         {name: description.subsets for name, (_, description) in usable.items()},
@@ -131,7 +132,7 @@ def prepare(
                 report.files.append(file)
                 held_windows = 0
                 try:
-                    windows = _windows(path, how, separator)
+                    windows = _windows(path, how, separator, mouths)
                     file.tracks = windows.tracks
                     utterances = _utterances(windows, file, description, slugs[name], how, encoders)
                     for utterance in _split(utterances, file, splitter, how):
@@ -170,10 +171,12 @@ def _described(
     return usable
 
 
-def _windows(path: Path, how: Preparation, separator: Separator | None) -> ClipWindows | SoundWindows:
+def _windows(
+    path: Path, how: Preparation, separator: Separator | None, mouths: MouthFinder | None
+) -> ClipWindows | SoundWindows:
     if how.length_step_s is not None:
         return SoundWindows(path, timing=how.timing, length_step_s=how.length_step_s)
-    return ClipWindows(path, timing=how.timing, stride_frames=how.stride_frames, separator=separator)
+    return ClipWindows(path, timing=how.timing, stride_frames=how.stride_frames, separator=separator, mouths=mouths)
 
 
 def _utterances(
@@ -203,7 +206,7 @@ def _utterances(
             speech_second=window.speech_second,
             caption=description.caption,
             transcript=description.transcript,
-            mouth_boxes=[] if window.frames is None else [[] for _ in window.frames],
+            mouth_boxes=window.mouth_boxes,
             captions=dict(description.captions),
         )
         source = [
@@ -271,6 +274,8 @@ def _write(writer: ShardWriter, utterances: Iterable[Utterance]) -> None:
             continue
         _count(file.kept, utterance.split)
         _count(file.shapes, sample.annotation.shape)
+        file.frames += sample.annotation.num_frames
+        file.frames_with_mouth += sum(map(bool, sample.annotation.mouth_boxes))
         for style in sample.annotation.captions:
             _count(file.captions, style)
         if writer.manifest.identity.get("references"):

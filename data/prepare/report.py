@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from data.prepare.face_mesh import INSTALL
+
 REPORT = "report.json"
 
 MOST_LISTED = 12
@@ -16,7 +18,7 @@ class FileReport:
     """One media file. kept: windows by split; left_out: windows by reason; rejected: why nothing of it was kept.
 
     shapes, captions, references: kept windows by shape, by style of caption, by how many references they have; the
-    last is empty where the recipe reads none.
+    last is empty where the recipe reads none. frames, frames_with_mouth: of kept windows.
     """
 
     file: str
@@ -27,6 +29,8 @@ class FileReport:
     shapes: dict[str, int] = field(default_factory=dict)
     captions: dict[str, int] = field(default_factory=dict)
     references: dict[str, int] = field(default_factory=dict)
+    frames: int = 0
+    frames_with_mouth: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     rejected: str | None = None
@@ -37,12 +41,14 @@ class Report:
     """A whole preparation.
 
     problems: (place, reason) of caption records that belong to no file. passed_over: files that were not asked for.
+    mouth_finder: what looked for mouths, in words, or nothing.
     """
 
     settings: dict[str, object]
     files: list[FileReport] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     passed_over: int = 0
+    mouth_finder: str = ""
 
     @property
     def num_kept(self) -> int:
@@ -105,10 +111,20 @@ class Report:
             ("Windows by number of references", Counter(dict(sorted(references.items())))),
         ]
         lines = [f"{title}: {_listed(counts)}" for title, counts in totals if counts]
+        lines += self._mouths(kept)
         if self.passed_over:
             lines.append(f"Passed over {_count(self.passed_over, 'file')} that include={self.settings.get('include')}")
             lines[-1] += " does not name"
         return lines
+
+    def _mouths(self, kept: list[FileReport]) -> list[str]:
+        """In how many frames a mouth was found, or how to have mouths looked for."""
+        frames, found = sum(file.frames for file in kept), sum(file.frames_with_mouth for file in kept)
+        if frames and self.mouth_finder:
+            return [f"Frames with a mouth: {found} of {frames} ({found / frames:.0%}), found by {self.mouth_finder}"]
+        if frames and self.settings.get("mouths") == "auto":
+            return [f"Mouths were not looked for; a recipe with a mouth loss needs them: {INSTALL}"]
+        return []
 
     def write(self, folder: Path) -> None:
         """Writes `report.json`."""
@@ -117,6 +133,7 @@ class Report:
             "kept": {name: dict(count) for name, count in self.counts().items()},
             "files": [asdict(file) for file in sorted(self.files, key=lambda file: file.file)],
             "passed_over": self.passed_over,
+            "mouth_finder": self.mouth_finder,
             "captions_without_clip": [{"place": place, "reason": reason} for place, reason in self.problems],
         }
         text = json.dumps(document, ensure_ascii=False, indent=1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from avlit.media import MediaClip, MediaError, NoAudioError, probe, read_audio, read_clip
 from avlit.timing import Timing
 from data.prepare.descriptions import Rejected
+from data.prepare.mouths import Box, MouthFinder
 from data.prepare.separation import Separator, split
 
 STEMS = ("speech", "effects", "music", "speech_second")
@@ -32,7 +33,7 @@ PIECE_S, PIECE_BYTES = 60.0, 1 << 28
 class Window:
     """Frames uint8 [F, H, W, 3], or None, and tracks float32 [N] of one window; `start_s` to `end_s` of the file.
 
-    Silence may follow after `end_s` where there is no picture.
+    Silence may follow after `end_s` where there is no picture. mouth_boxes: of each frame and person (`MouthFinder`).
     """
 
     number: int
@@ -43,18 +44,29 @@ class Window:
     effects: np.ndarray
     music: np.ndarray
     speech_second: np.ndarray | None
+    mouth_boxes: list[list[Box]] = field(default_factory=list)
 
 
 class ClipWindows:
     """The windows of one file, cut while it is read from its beginning to its end.
 
     Raises Rejected where nothing of the file can be used. separator: makes the tracks where there are no stems; None
-    leaves the file's own sound whole, as `speech`, and reads no stems. tracks: what made them, in words. duration_s:
-    what the file says. notes: remarks for the report, complete once the windows have been read.
+    leaves the file's own sound whole, as `speech`, and reads no stems. mouths: finds them in every window that is
+    kept; without it frames have no mouth boxes. tracks: what made them, in words. duration_s: what the file says.
+    notes: remarks for the report, complete once the windows have been read.
     """
 
-    def __init__(self, path: Path, *, timing: Timing, stride_frames: int, separator: Separator | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        timing: Timing,
+        stride_frames: int,
+        separator: Separator | None,
+        mouths: MouthFinder | None = None,
+    ) -> None:
         self._path, self._timing, self._stride, self._separator = path, timing, stride_frames, separator
+        self._mouths = mouths
         self.notes: list[str] = []
         try:
             info = probe(path)
@@ -162,8 +174,19 @@ class ClipWindows:
                 yield Rejected("the sound ends before the picture")
             else:
                 frames = piece.frames[start - first * self._stride :][: timing.num_frames]
+                try:
+                    boxes = self._mouth_boxes(start_s)
+                except MediaError as error:
+                    yield Rejected(reason(self._path, error))
+                    continue
                 yield Window(number, start_s, start_s + timing.duration_s, frames, cut["speech"], cut["effects"],
-                             cut["music"], cut.get("speech_second"))  # fmt: skip
+                             cut["music"], cut.get("speech_second"), boxes)  # fmt: skip
+
+    def _mouth_boxes(self, start_s: float) -> list[list[Box]]:
+        """Of a window's frames and persons."""
+        if self._mouths is None:
+            return [[] for _ in range(self._timing.num_frames)]
+        return self._mouths.in_file(self._path, timing=self._timing, start_s=start_s)
 
     def _read_stems(self) -> dict[str, np.ndarray] | None:
         """The stems beside the clip, all of one length; None where there are none. A missing one is silence."""
