@@ -656,16 +656,23 @@ def test_new_image_channels_leave_a_released_model_unchanged(tmp_path):
     assert wide.backbone.x_embedder.proj.weight.grad[:, 4:].abs().amax((0, 2, 3, 4)).min() > 0
 
 
-def test_a_model_built_on_the_meta_device_loads_and_runs(tmp_path):
-    release(tmp_path, TEXT_TO_VIDEO)
-    ordinary = TwinMMDiT(DISTILLED, seed=4)
-    load_released(ordinary, tmp_path)
+def built_on_meta() -> TwinMMDiT:
     with torch.device("meta"):
         model = TwinMMDiT(DISTILLED, seed=4)
     with pytest.raises(ValueError, match=r"the audio branch's ends are on the meta device.*call draw_new first"):
-        load_released(model, tmp_path)
+        load_released(model, "nowhere")
     model.draw_new(seed=4)
-    load_released(model, tmp_path)
+    return model
+
+
+@pytest.mark.parametrize("build", [built_on_meta, lambda: TwinMMDiT(DISTILLED, seed=4, draws_video=False)])
+def test_branches_that_were_never_drawn_load_and_run(tmp_path, build):
+    release(tmp_path, TEXT_TO_VIDEO)
+    ordinary = TwinMMDiT(DISTILLED, seed=4)
+    load_released(ordinary, tmp_path)
+    model = build()
+    undrawn = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
+    assert undrawn == set(load_released(model, tmp_path).loaded)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     x = inputs(DISTILLED)
     for a, b in zip(both(run(model, x)), both(run(ordinary, x)), strict=True):

@@ -4,6 +4,7 @@ Each branch is the stock diffusers model with its own text, run submodule by sub
 then single-stream ones. N video tokens, L audio tokens, one a latent; S tokens of a branch's text.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -37,17 +38,21 @@ class TwinMMDiT(nn.Module):
     backbone: Stock
     audio: Stock
 
-    def __init__(self, config: TwinMMDiTConfig, *, seed: int = 0) -> None:
-        """Weights drawn from `seed`, whatever ran before. Under `torch.device("meta")` nothing is drawn."""
+    def __init__(self, config: TwinMMDiTConfig, *, seed: int = 0, draws_video: bool = True) -> None:
+        """Weights drawn from `seed`, whatever ran before. Under `torch.device("meta")` nothing is drawn.
+
+        draws_video: False leaves on the meta device what `load_released` fills: both branches but for audio's ends.
+        """
         super().__init__()
         config.check()
         self.config = config
         video_channels = config.video_channels
-        with seeded(seed, "video branch"):
+        place = nullcontext() if draws_video else torch.device("meta")
+        with seeded(seed, "video branch"), place:
             self.backbone = build_branch(
                 config, video_channels + config.image_channels, video_channels, config.patch_size
             )
-        with seeded(seed, "audio branch"):
+        with seeded(seed, "audio branch"), place:
             self.audio = build_branch(config, config.audio_channels, config.audio_channels, 1)
         self.draw_new(seed=seed)
         self.gradient_checkpointing = False
