@@ -21,7 +21,7 @@ from data.clip import SUBSETS
 from data.corpus import CorpusSettings, make_clip
 from data.corpus import identity as corpus_identity
 from data.live_writer import LOG_NAME, WriterLock
-from data.manifest import MANIFEST, Manifest, Shard, check_identity, read_manifest
+from data.manifest import MANIFEST, Manifest, Shard, check_same_identity, read_manifest
 from data.sample import EncodedSample
 from data.shard_writer import write_shard
 
@@ -150,7 +150,7 @@ def write_missing(root: Path, embedded: EmbeddedSet, encoders: "Encoders", lock:
     """Writes the wanted shards under `lock`, which it releases; ends when none is missing or another writer is on."""
     manifest = embedded.plan(encoders)
     if (root / MANIFEST).exists():
-        check_identity(root, read_manifest(root).identity, manifest.identity)
+        check_same_identity(root, read_manifest(root).identity, manifest.identity, whose="this run has")
     else:
         manifest.write(root)
     holding: WriterLock | None = lock

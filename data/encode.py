@@ -35,9 +35,9 @@ class Encoders:
         identity: Identity = {"fps": float(fps), "rate_hz": int(rate_hz), "text_encoder": self.text.identity}
         identity |= {name: codec.identity for name, codec in made.items() if codec is not None}
         if self.reference_tokens:
-            identity["references"] = MAX_REFERENCES
-        if self.audio is not None and self.peak is not None:
-            identity["peak"] = float(self.peak)
+            identity["reference_tokens"] = self.reference_tokens
+        if self.audio is not None:  # 0 for none, so that a run without a peak and a set with one are told apart
+            identity["peak"] = float(self.peak or 0)
         return identity
 
 

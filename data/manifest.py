@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ Identity = dict[str, str | int | float]
 
 _NAME = re.compile(r"[A-Za-z0-9_]+-(train|heldout)-\d{6}")
 _SHAPE = re.compile(r"\d{1,6}x\d{1,6}x\d{1,6}|\d{1,9}ms")
+_LENGTH = "reference_tokens"
+_SETTINGS = {"peak": "peak (data.peak, 0.0 for null)"}
 _MOST_SAMPLES = 1_000_000  # of a shard: samples are shuffled by the manifest's word, before an index is read
 
 
@@ -98,18 +100,52 @@ def _problem(shard: Shard) -> str | None:
     return None
 
 
-def check_identity(root: Path, found: Mapping[str, object], expect: Mapping[str, object]) -> None:
-    """ShardError naming every key of `expect` that the set at `root` was made with another value of."""
+def check_identity(root: Path, found: Mapping[str, object], needed: Mapping[str, object]) -> None:
+    """ShardError naming every key of `needed` that the set at `root` was made without or with another value of.
+
+    Of reference_tokens a set may have more than are needed: a run cuts references to its own length.
+    """
     lines = [
-        f"  {key}: the shards have {found.get(key, '(nothing)')!r}, this run needs {value!r}"
-        for key, value in expect.items()
-        if found.get(key) != value
+        f"{_name(key)}: the shards have {_said(found, key)}, this run needs {'at least ' * (key == _LENGTH)}{value!r}"
+        for key, value in sorted(needed.items())
+        if not _is_met(key, found.get(key), value)
     ]
-    if lines:
+    _refuse(root, lines)
+
+
+def check_same_identity(root: Path, found: Mapping[str, object], other: Mapping[str, object], *, whose: str) -> None:
+    """ShardError naming every key of either that the set at `root` and an `other` identity differ in.
+
+    whose: the other, with its verb, in the message ("those in FOLDER have").
+    """
+    lines = [
+        f"{_name(key)}: the shards have {_said(found, key)}, {whose} {_said(other, key)}"
+        for key in sorted({**other, **found})
+        if key not in found or key not in other or found[key] != other[key]
+    ]
+    _refuse(root, lines)
+
+
+def _refuse(root: Path, differences: Sequence[str]) -> None:
+    if differences:
         raise ShardError(
-            f"data.root={root} was made with other settings:\n" + "\n".join(lines) + "\n"
-            "Prepare the clips again with this run's settings, or run with the shards' settings"
+            f"data.root={root} was made with other settings:\n  " + "\n  ".join(differences) + "\n"
+            "Prepare the clips again with the same settings, or run with the shards' settings"
         )
+
+
+def _is_met(key: str, has: object, value: object) -> bool:
+    if key == _LENGTH and isinstance(has, int) and isinstance(value, int):
+        return has >= value
+    return has == value
+
+
+def _name(key: str) -> str:
+    return _SETTINGS.get(key, key)
+
+
+def _said(identity: Mapping[str, object], key: str) -> str:
+    return repr(identity[key]) if key in identity else "nothing"
 
 
 def seal(shard: Shard, *, size: int, index: bytes) -> Shard:

@@ -30,6 +30,9 @@ _FIELDS_OF_CODEC = {"video_codec": ("video_latents",), "audio_codec": ("audio_la
 _DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 _INFINITY = {2: ("<i2", "<u2", 0x7C00), 4: ("<i4", "<u4", 0x7F800000)}  # its bits, as whole numbers of either kind
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_MOST_NUMBER = 1_000_000  # of frames, pixels and either rate
+_LONGEST_S = 3600.0
+_MOST_WIDTH = 65_536  # of a row: texts and references are padded to a length of rows, whose width their shape claims
 
 
 class DamagedSample(Exception):
@@ -223,6 +226,8 @@ def unpack_arrays(data: np.ndarray, *, check_values: bool = True) -> dict[str, n
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             if {*map(type, (*shape, begin, end))} != {int} or min(*shape, begin) < 0:
                 raise TypeError
+            if problem := _array_problem(name, shape):  # first: numpy cannot even hold the lengths of some shapes
+                raise ValueError(problem)
             size = math.prod(shape)
             if dtype not in _DTYPES:
                 raise ValueError(f"{name} is {dtype!r:.80}; shards hold {' or '.join(_DTYPES)}")
@@ -231,15 +236,19 @@ def unpack_arrays(data: np.ndarray, *, check_values: bool = True) -> dict[str, n
             arrays[name] = np.frombuffer(payload, _DTYPES[dtype], size, begin).reshape(shape)
         except (KeyError, TypeError) as error:
             raise ValueError(f"safetensors: the header's entry for {name} is malformed") from error
-        if problem := _array_problem(name, shape):
-            raise ValueError(problem)
+    for number, name in enumerate(sorted(name for name in arrays if name.startswith("reference."))):
+        if name != f"reference.{number}":
+            raise ValueError(f"{name} without reference.{number}: references are numbered from 0 without gaps")
     if check_values:
         _check_values(payload, arrays)
     return arrays
 
 
 def unpack_waveform(data: bytes | memoryview, annotation: Annotation) -> np.ndarray:
-    """The bytes of `KEY.flac` -> float32 [N] in [-1, 1]; ValueError if it is not the mono sound of such a clip."""
+    """The bytes of `KEY.flac` -> float32 [N] in [-1, 1]; ValueError if it is not the mono sound of such a clip.
+
+    annotation: one whose shape and rates have been compared with the shard's; its length bounds what is decoded.
+    """
     import soundfile
 
     longest = 2 * annotation.seconds + 1  # s; a few bytes of FLAC may claim terabytes of silence
@@ -281,14 +290,19 @@ def _annotation_problem(values: dict[str, object]) -> str | None:
             return f"field {name} is missing or not text"
     for name in _NUMBER_FIELDS:
         number = values.get(name)
-        if not _is_number(number) or not 0 < number < math.inf:
-            return f"field {name} is missing or not a positive number"
+        if not _is_number(number) or not 0 < number <= _MOST_NUMBER:
+            return f"field {name} is missing or not a positive number up to {_MOST_NUMBER}"
     sizes = [values.get(name) for name in _SIZE_FIELDS]
+    if not all(map(_is_size, sizes)):
+        return f"field {', '.join(_SIZE_FIELDS)} is missing or not a whole number from 0 to {_MOST_NUMBER}"
     duration_s = values.get("duration_s", 0.0)
-    if not all(_is_number(size) and 0 <= size < math.inf for size in (*sizes, duration_s)):
-        return f"field {', '.join(_SIZE_FIELDS)} or duration_s is missing or not a number from 0"
+    if not _is_number(duration_s) or not 0 <= duration_s <= _LONGEST_S:
+        return f"field duration_s is not a number from 0 to {_LONGEST_S:.0f}"
     if not (all(sizes) if not duration_s else not any(sizes)):
         return f"{', '.join(_SIZE_FIELDS)} are {sizes} and duration_s {duration_s}: a clip has sizes, or a duration"
+    num_frames, fps = values["num_frames"], values["fps"]
+    if _is_number(num_frames) and _is_number(fps) and num_frames > _LONGEST_S * fps:
+        return f"num_frames {num_frames} at {fps} fps last longer than {_LONGEST_S:.0f} s"
     if not isinstance(values.get("mouth_boxes", []), list) or not isinstance(values.get("truth", {}), dict):
         return "field mouth_boxes is not a list, or truth not an object"
     captions = values.get("captions", {})
@@ -303,10 +317,16 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_NUMBER
+
+
 def _array_problem(name: str, shape: tuple[int, ...]) -> str | None:
     rank = _RANKS.get(name, 2)  # of texts
     if len(shape) != rank:
         return f"{name} has shape {list(shape)}; expected {rank} axes"
-    if 0 in shape[1:]:
+    if 0 in shape:
         return f"{name} is empty, shape {list(shape)}"
+    if shape[-1] > _MOST_WIDTH:
+        return f"{name} has shape {list(shape)}; rows have up to {_MOST_WIDTH} values"
     return None

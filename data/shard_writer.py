@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from avlit.durable import sync_folder, write_atomically
 from data.live_writer import WriterLock
-from data.manifest import MANIFEST, SPLITS, Identity, Manifest, Shard, check_identity, read_manifest, seal
+from data.manifest import MANIFEST, SPLITS, Identity, Manifest, Shard, check_same_identity, read_manifest, seal
 from data.sample import EncodedSample, pack, required_fields
 from data.shard_index import ShardError, index_path, index_tar, parse_index
 
@@ -79,7 +79,7 @@ class ShardWriter:
         if not (self.root / MANIFEST).exists():
             return Manifest(identity, ())
         manifest = read_manifest(self.root)
-        check_identity(self.root, manifest.identity, {**dict.fromkeys(manifest.identity, "(nothing)"), **identity})
+        check_same_identity(self.root, manifest.identity, identity, whose="this run has")
         if manifest.growing:
             raise ShardError(f"out={self.root}: holds the embedded corpus; choose another folder")
         return manifest

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from data.live_writer import LOCK_NAME, wait_for
-from data.manifest import MANIFEST, Identity, Manifest, Shard, check_identity, read_manifest
+from data.manifest import MANIFEST, Identity, Manifest, Shard, check_identity, check_same_identity, read_manifest
 from data.sample import (
     CAPTION,
     Annotation,
@@ -63,7 +63,8 @@ class ShardSet:
     def open(cls, root: Path | str | Sequence[Path | str], expect: Mapping[str, object] | None = None) -> "ShardSet":
         """Opens `root` (one folder or several) and compares its identity with `expect`, the keys that matter.
 
-        Raises ShardError naming the differing keys with both values. Waits for a set that is just being started.
+        Several folders must have one identity, key for key. Raises ShardError naming the differing keys with both
+        values. Waits for a set that is just being started.
         """
         roots = [_local(path) for path in ([root] if isinstance(root, str | Path) else root)]
         manifests = []
@@ -71,7 +72,8 @@ class ShardSet:
             if path.is_dir() and not (path / MANIFEST).exists() and (path / LOCK_NAME).exists():
                 wait_for(path / MANIFEST)
             manifests.append(read_manifest(path))
-            check_identity(path, manifests[-1].identity, {**manifests[0].identity, **(expect or {})})
+            check_identity(path, manifests[-1].identity, expect or {})
+            check_same_identity(path, manifests[-1].identity, manifests[0].identity, whose=f"those in {roots[0]} have")
         if not manifests:
             raise ShardError("data.root is empty: name at least one shard folder")
         return cls(roots, manifests)
@@ -110,6 +112,7 @@ class ShardSet:
             members = [entry.members[extension] for extension in extensions]
             views = dict(zip(extensions, opened.members(members), strict=True))
             annotation = unpack_annotation(views["json"].data)
+            self._check_place(annotation, self.shards[shard])  # before anything is decoded to the length it claims
             arrays = unpack_arrays(views["safetensors"], check_values=index not in opened.looked_through)
             waveform = unpack_waveform(views["flac"].data, annotation) if sound else None
             if lacking := [field for field in self._required if field not in arrays]:
@@ -121,11 +124,6 @@ class ShardSet:
         except (ValueError, OSError) as error:
             raise DamagedSample(name, entry.key, str(error)) from error
         opened.looked_through.add(index)
-        for key, value in (("fps", annotation.fps), ("rate_hz", annotation.rate_hz)):
-            if value != self.identity[key]:
-                raise DamagedSample(name, entry.key, f"{key} is {value}, the shard set's is {self.identity[key]}")
-        if annotation.shape != self.shards[shard].shape:
-            raise DamagedSample(name, entry.key, f"shape {annotation.shape} in a shard of {self.shards[shard].shape}")
         return EncodedSample.of_arrays(entry.key, annotation, arrays, waveform)
 
     def key(self, shard: int, index: int) -> str:
@@ -134,6 +132,13 @@ class ShardSet:
             return self._opened(shard).index.samples[index].key
         except DamagedSample:
             return f"#{index}"
+
+    def _check_place(self, annotation: Annotation, shard: Shard) -> None:
+        for key, value in (("fps", annotation.fps), ("rate_hz", annotation.rate_hz)):
+            if value != self.identity[key]:
+                raise ValueError(f"{key} is {value}, the shard set's is {self.identity[key]}")
+        if annotation.shape != shard.shape:
+            raise ValueError(f"shape {annotation.shape} in a shard of {shard.shape}")
 
     def _opened(self, shard: int) -> "_OpenShard":
         with self._lock:

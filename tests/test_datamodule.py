@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from avlit.batch import AVBatch
+from avlit.codecs.build import build_audio_codec
 from data.batches import Contents
 from data.clip import RawClip
 from data.datamodule import AVDataModule
@@ -350,6 +351,35 @@ def test_a_clip_is_encoded_through_the_codecs_interfaces(tmp_path: Path) -> None
         writer.add("faces", "train", sample)
     read = ShardSet.open(tmp_path, {"video_codec": "halves", "track_encoder": "peaks"}).read(0, 0)
     assert read.annotation.source == "here" and read.annotation.mouth_boxes[0][0] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(("made", "needed"), [(0.7, None), (None, 0.7), (0.7, 0.5)])
+def test_sound_of_another_peak_is_refused_also_where_either_has_none(
+    tmp_path: Path, made: float | None, needed: float | None
+) -> None:
+    shards, run = (
+        Encoders(_Text(), audio=build_audio_codec("embedded"), peak=peak).identity(fps=12, rate_hz=8000)
+        for peak in (made, needed)
+    )
+    with ShardWriter(tmp_path, shards):
+        pass
+    assert ShardSet.open(tmp_path, shards).identity["peak"] == (made or 0.0)
+    with pytest.raises(ShardError, match=f"peak .*data.peak.*: the shards have {made or 0.0}, .* {needed or 0.0}"):
+        ShardSet.open(tmp_path, run)
+
+
+def test_a_run_needs_references_of_its_own_length_or_longer(tmp_path: Path) -> None:
+    def identity(tokens: int) -> dict:
+        return Encoders(_Text(), audio=build_audio_codec("embedded"), reference_tokens=tokens).identity(
+            fps=12, rate_hz=8000
+        )
+
+    with ShardWriter(tmp_path, identity(96)):
+        pass
+    for tokens in (0, 64, 96):
+        module(tmp_path, expect=identity(tokens)).setup()
+    with pytest.raises(ShardError, match="reference_tokens: the shards have 96, this run needs at least 257"):
+        module(tmp_path, expect=identity(257)).setup()
 
 
 def test_a_track_of_the_wrong_length_is_named() -> None:

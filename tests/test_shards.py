@@ -121,8 +121,35 @@ def test_a_set_of_other_settings_is_refused_with_both_values(tmp_path: Path) -> 
     with pytest.raises(ShardError, match=r"(?s)fps.*12\.0.*24.*video_codec.*'embedded'.*'cogvideox'") as caught:
         ShardSet.open(tmp_path, {"video_codec": "cogvideox", "fps": 24.0, "rate_hz": 8000})
     assert "rate_hz" not in str(caught.value)
-    with pytest.raises(ShardError, match="track_encoder"):
+    with pytest.raises(ShardError, match="track_encoder: the shards have nothing, this run needs 'wav2vec2'"):
         ShardSet.open(tmp_path, {"track_encoder": "wav2vec2"})
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_sets_that_are_read_as_one_differ_in_no_key_of_either(tmp_path: Path, swapped: bool) -> None:
+    roots = [tmp_path / "plain", tmp_path / "loud"]
+    for root, more in zip(roots, ({}, {"peak": 0.7}), strict=True):
+        with ShardWriter(root, {**IDENTITY, **more}):
+            pass
+    has = ("nothing", "0.7") if swapped else ("0.7", "nothing")
+    roots = roots[::-1] if swapped else roots
+    message = f"data.root={roots[1]} was made.*: the shards have {has[0]}, those in {roots[0]} have {has[1]}"
+    with pytest.raises(ShardError, match=f"(?s){message}"):
+        ShardSet.open(roots)
+
+
+def test_references_may_be_longer_than_a_run_reads_and_not_shorter(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, {**IDENTITY, "reference_tokens": 96}):
+        pass
+    for least in (64, 96):
+        assert ShardSet.open(tmp_path, {"reference_tokens": least}).identity["reference_tokens"] == 96
+    with pytest.raises(ShardError, match="reference_tokens: the shards have 96, this run needs at least 257"):
+        ShardSet.open(tmp_path, {"reference_tokens": 257})
+    with (
+        pytest.raises(ShardError, match="reference_tokens: the shards have 96, this run has 64"),
+        ShardWriter(tmp_path, {**IDENTITY, "reference_tokens": 64}),
+    ):
+        pass
 
 
 def test_appending_continues_a_set_and_refuses_another_identity(tmp_path: Path) -> None:
@@ -162,6 +189,9 @@ def test_samples_added_before_an_error_are_kept(tmp_path: Path) -> None:
         ({"video_latents": np.full((4, 3, 2, 2), np.nan)}, "video_latents holds values that are not finite"),
         ({"video_latents": np.full((4, 3, 2, 2), 1e6)}, "video_latents exceeds float16"),
         ({"speech": np.zeros((9, 2))}, "speech has shape"),
+        ({"speech": np.zeros((0, 2, 3))}, "speech is empty"),
+        ({"references": (np.zeros((0, 4)),)}, r"reference\.0 is empty"),
+        ({"texts": {"caption": np.zeros((0, 6))}}, r"text\.caption is empty"),
         ({"waveform": None}, "waveform"),
         ({"key": "../up"}, "sample key"),
     ],
@@ -366,6 +396,11 @@ def endless_flac() -> bytes:
 
 DEEP = b"[" * 200_000 + b"]" * 200_000
 ANNOTATION = json.dumps(vars(make_sample(2).annotation))
+NO_PICTURE = dict.fromkeys(("num_frames", "height", "width"), 0)
+
+
+def annotated(**change: object) -> bytes:
+    return json.dumps({**json.loads(ANNOTATION), **change}).encode()
 
 
 @pytest.mark.parametrize(
@@ -376,6 +411,15 @@ ANNOTATION = json.dumps(vars(make_sample(2).annotation))
         ("json", ANNOTATION.replace("12.0", "1e999").encode(), "field fps is missing or not a positive number"),
         ("json", ANNOTATION.replace("12.0", "NaN").encode(), "NaN is no number"),
         ("json", ANNOTATION.replace("12.0", '"12"').encode(), "field fps is missing or not a positive number"),
+        ("json", annotated(duration_s=1e308, **NO_PICTURE), "field duration_s is not a number from 0 to 3600"),
+        ("json", annotated(duration_s=3600.5, **NO_PICTURE), "field duration_s is not a number from 0 to 3600"),
+        ("json", annotated(duration_s=0.75, **NO_PICTURE), "shape 750ms in a shard of 9x16x16"),
+        ("json", annotated(num_frames=1_000_001), "height, width is missing or not a whole number from 0 to 1000000"),
+        ("json", annotated(height=16.0), "height, width is missing or not a whole number from 0 to 1000000"),
+        ("json", annotated(width=True), "height, width is missing or not a whole number from 0 to 1000000"),
+        ("json", annotated(fps=5e-324), "num_frames 9 at 5e-324 fps last longer than 3600 s"),
+        ("json", annotated(rate_hz=10**400), "field rate_hz is missing or not a positive number up to 1000000"),
+        ("json", annotated(fps=24.0), "fps is 24.0, the shard set's is 12.0"),
         ("json", b"\xff\xfe", "annotations: not JSON: 'utf-8' codec"),
         ("safetensors", len(DEEP).to_bytes(8, "little") + DEEP, "the header: not JSON that anyone meant"),
         ("safetensors", (1 << 62).to_bytes(8, "little") + b"{}", "the header is longer than the member"),
@@ -407,6 +451,32 @@ ANNOTATION = json.dumps(vars(make_sample(2).annotation))
             "text.caption is 'F64'; shards hold F16 or F32",
         ),
         ("safetensors", header(**{"text.caption": [1, 2]}), "the header's entry for text.caption is malformed"),
+        *(
+            ("safetensors", header(**{name: tensor(shape, 0)}), f"{name} is empty, shape {shape}")
+            for name, shape in (
+                ("text.caption", [0, 10**12]),
+                ("text.caption", [0, 10**40]),
+                ("audio_latents", [0, 10**12]),
+                ("speech", [0, 2, 3]),
+                ("video_latents", [0, 3, 2, 2]),
+                ("reference.0", [0, 4]),
+            )
+        ),
+        (
+            "safetensors",
+            header(**{"text.caption": tensor([1, 65_537], 131_074)}) + bytes(131_074),
+            "text.caption has shape [1, 65537]; rows have up to 65536 values",
+        ),
+        (
+            "safetensors",
+            header(**{"reference.2": tensor([2, 2])}) + bytes(8),
+            "reference.2 without reference.0: references are numbered from 0 without gaps",
+        ),
+        (
+            "safetensors",
+            header(**{"reference.2": tensor([2, 2]), "reference.0": tensor([2, 2])}) + bytes(8),
+            "reference.2 without reference.1: references are numbered from 0 without gaps",
+        ),
         ("flac", endless_flac(), "the sound claims 68719476735 samples"),
         ("flac", b"fLaC" + bytes(40), "the sound cannot be decoded"),
     ],
@@ -419,6 +489,21 @@ def test_what_a_member_claims_is_not_believed(tmp_path: Path, extension: str, da
     tracemalloc.stop()
     assert list(found) == ["basic_face-0002/0.2"] and message in found["basic_face-0002/0.2"]
     assert peak < 64e6
+
+
+def test_a_sound_is_not_decoded_to_a_length_that_its_shard_is_not_of(tmp_path: Path) -> None:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(8000 * 300, np.int16), 8000, format="FLAC")
+    plant(write_set(tmp_path), "json", annotated(num_frames=12 * 300))
+    plant(tmp_path, "flac", file.getvalue())
+    tracemalloc.start()
+    found = damages(tmp_path, sound=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == {"basic_face-0002/0.2": "shape 3600x16x16 in a shard of 9x16x16"}
+    assert peak < 4e6  # the sound is of 9.6 MB
 
 
 TERABYTES = 1 << 43

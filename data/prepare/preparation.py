@@ -278,7 +278,7 @@ def _write(writer: ShardWriter, utterances: Iterable[Utterance]) -> None:
         file.frames_with_mouth += sum(map(bool, sample.annotation.mouth_boxes))
         for style in sample.annotation.captions:
             _count(file.captions, style)
-        if writer.manifest.identity.get("references"):
+        if writer.manifest.identity.get("reference_tokens"):
             _count(file.references, str(len(sample.references)))
 
 
