@@ -110,7 +110,10 @@ def enter_branch(
     adapters: nn.ModuleList | None,
     scale: float | None,
 ) -> tuple[Branch, Tensor, Tensor]:
-    """What a branch keeps through all blocks, its tokens [B, N, D] and its refined text [B, S, D]."""
+    """What a branch keeps through all blocks, its tokens [B, N, D] and its refined text [B, S, D].
+
+    latents [B, C, T, h, w]; rotary [N, head] twice; scale: the guidance that the model is told, if it takes one.
+    """
     features = text.features.to(latents.dtype)
     is_text = text.is_text.to(latents.device, non_blocking=True)  # [B, S]
     pooled = text.pooled
@@ -128,6 +131,9 @@ def enter_branch(
     seen = None
     if text.is_padded:
         seen = torch.cat((is_text.new_ones(tokens.shape[:2]), is_text), dim=1)  # [B, N + S]
+    cos, sin = rotary
+    still = (refined.shape[1], cos.shape[1])  # text has no positions
+    rotary = (torch.cat((cos, cos.new_ones(still))), torch.cat((sin, sin.new_zeros(still))))  # [N + S, head]
     return Branch(twin, tokens.shape[1], temb, rotary, seen, adapters), tokens, refined
 
 

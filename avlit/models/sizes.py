@@ -216,11 +216,6 @@ class TwinMMDiTConfig:
         """Width of both branches."""
         return self.num_heads * self.head_dim
 
-    @property
-    def mask_channels(self) -> int:
-        """Channels that say where the reference image is; 0 without reference images."""
-        return max(0, self.image_channels - self.video_channels)
-
     def check(self) -> None:
         """Raise ValueError for values that no model can have; messages name the key as the command line does."""
         positive = (
@@ -252,7 +247,10 @@ class TwinMMDiTConfig:
 
 
 def waver_12b() -> TwinMMDiTConfig:
-    """JoVA's larger size (24 B with both branches, sec. 4.4)."""
+    """JoVA's larger size (24 B with both branches, sec. 4.4), on HunyuanVideo's blocks.
+
+    Waver's second text encoder, and its learned positions beside the rotary ones, are left out.
+    """
     return TwinMMDiTConfig()
 
 

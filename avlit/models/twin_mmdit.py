@@ -100,7 +100,7 @@ class TwinMMDiT(nn.Module):
         tokens: tuple[Tensor, ...] = ()
         if video_latents is not None and video_text is not None and video_timestep is not None:
             num_frames, height, width = video_latents.shape[2:]
-            rotary = self._video_rotary(num_frames, height, width, video_text.num_tokens, video_latents.device)
+            rotary = self._video_rotary(num_frames, height, width, video_latents.device)
             latents = self._with_image(video_latents, image, has_image)
             branch, *found = enter_branch(
                 self.backbone, latents, video_text, video_timestep, rotary, self.video_adapters, scale
@@ -110,7 +110,7 @@ class TwinMMDiT(nn.Module):
         if audio_latents is not None and audio_text is not None and audio_timestep is not None:
             num_tokens = audio_latents.shape[1]
             spanned = num_frames if config.aligned_rope and num_frames is not None else num_tokens
-            rotary = self._audio_rotary(num_tokens, spanned, audio_text.num_tokens, audio_latents.device)
+            rotary = self._audio_rotary(num_tokens, spanned, audio_latents.device)
             latents = audio_latents.transpose(1, 2)[..., None, None]  # [B, C, L, 1, 1]
             branch, *found = enter_branch(
                 self.audio, latents, audio_text, audio_timestep, rotary, self.audio_adapters, scale
@@ -151,26 +151,24 @@ class TwinMMDiT(nn.Module):
         output = output.reshape(batch, frames, height // patch, width // patch, channels, patch, patch)
         return output.permute(0, 4, 1, 2, 5, 3, 6).reshape(like.shape)
 
-    def _video_rotary(self, frames: int, height: int, width: int, num_text: int, device: torch.device) -> Rotary:
-        """[N + S, head] twice: positions of the stock model, then text, which is not turned."""
-        key = (frames, height, width, num_text, device)
+    def _video_rotary(self, frames: int, height: int, width: int, device: torch.device) -> Rotary:
+        """[N, head] twice, the stock model's positions."""
+        key = (frames, height, width, device)
         if key not in self.rotary_of_shape:
             # A validation may come first: tensors made in inference mode could not enter a training graph later.
             with torch.inference_mode(False):
-                rotary = self.backbone.rope(torch.empty(1, 1, frames, height, width, device=device))
-                self.rotary_of_shape[key] = _unturned_after(rotary, num_text)
+                self.rotary_of_shape[key] = self.backbone.rope(torch.empty(1, 1, frames, height, width, device=device))
         return self.rotary_of_shape[key]
 
-    def _audio_rotary(self, num_tokens: int, num_frames: float, num_text: int, device: torch.device) -> Rotary:
-        """[L + S, head] twice, audio token l at l * num_frames / L of the time axis."""
-        key = (num_tokens, num_frames, num_text, device)
+    def _audio_rotary(self, num_tokens: int, num_frames: float, device: torch.device) -> Rotary:
+        """[L, head] twice, audio token l at l * num_frames / L of the time axis."""
+        key = (num_tokens, num_frames, device)
         if key not in self.rotary_of_shape:
             config = self.config
             with torch.inference_mode(False):
-                rotary = aligned_rotary(
+                self.rotary_of_shape[key] = aligned_rotary(
                     num_tokens, num_frames=num_frames, axes=config.rope_axes, theta=config.rope_theta, device=device
                 )
-                self.rotary_of_shape[key] = _unturned_after(rotary, num_text)
         return self.rotary_of_shape[key]
 
     def _check(
@@ -259,13 +257,6 @@ def _check_text(name: str, text: BranchText, batch: int, config: TwinMMDiTConfig
             f"{name}_text has {'no ' if text.pooled is None else ''}pooled features but "
             f"model.pooled_dim={config.pooled_dim}: they go together"
         )
-
-
-def _unturned_after(rotary: Rotary, num_text: int) -> Rotary:
-    """[N, head] twice -> [N + S, head] twice, the last S of which turn nothing."""
-    cos, sin = rotary
-    still = (num_text, cos.shape[1])
-    return torch.cat((cos, cos.new_ones(still))), torch.cat((sin, sin.new_zeros(still)))
 
 
 def mmdit_trainable(model: TwinMMDiT, *, which: Literal["video", "audio", "all"]) -> list[str]:
