@@ -530,12 +530,70 @@ def test_captions_in_other_styles_are_encoded_where_the_recipe_reads_them(tmp_pa
     assert report.files[0].captions == {"short": 1, "fused": 1}
 
 
+def joint(record: dict) -> str:
+    captions = dict(describe(record, default_subset="basic_face").captions)
+    assert captions.pop("speech") == "Speech: hello there."
+    assert captions.keys() == {"detailed"}
+    return captions["detailed"]
+
+
+def test_what_is_spoken_and_what_is_seen_make_a_joint_caption_where_none_is_given():
+    spoken: dict = {"transcript": "hello\n there"}
+    one, both = {"persons": PERSONS[:1]}, {"persons": PERSONS, "speaking": "B"}
+    assert joint({**spoken, **one, "scene": "He waits"}) == "Speech: hello there. a tall man. He waits."
+    assert joint({**spoken, **both, "scene": "They meet."}) == (
+        "Speech: hello there. Person1: a tall man. Person2: a short woman. Person2 is speaking. They meet."
+    )
+    assert joint({**spoken, "scene": " A\n kitchen."}) == "Speech: hello there. A kitchen."
+    assert joint({**spoken, **one, "caption": "A man", "scene": "He waits."}) == "Speech: hello there. A man."
+    given = {"captions": {"structured": "A wall"}}
+    assert describe({**spoken, **given}, default_subset="basic_face").captions["detailed"].endswith("there. A wall.")
+
+
+@pytest.mark.parametrize("style", ["detailed", "short", "fused"])
+def test_a_joint_caption_that_is_given_stays_the_only_one(style: str):
+    record = {"caption": "A wall.", "transcript": "hello", "captions": {style: "A wall says hello."}}
+    assert describe(record, default_subset="basic_face").captions == {
+        "speech": "Speech: hello.", style: "A wall says hello.",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("has_picture", "transcript"), [(True, ""), (False, "hello")])
+def test_a_clip_without_words_and_sound_alone_have_no_joint_caption(has_picture: bool, transcript: str):
+    record = {"caption": "A wall.", "transcript": transcript}
+    description = describe(record, default_subset="basic_face", has_picture=has_picture)
+    assert "detailed" not in description.captions and description.caption == "A wall."
+
+
+def test_a_joint_recipes_batches_hold_the_spoken_words_and_clips_without_any_are_counted(tmp_path: Path):
+    for seed, record in enumerate(({"scene": "A kitchen.", "transcript": "hello there"}, {"scene": "Rain."})):
+        clip = write_clip(tmp_path / "clips" / f"{seed}.mp4", 0.5, seed=seed)
+        clip.with_suffix(".json").write_text(json.dumps({**record, "persons": PERSONS[:1]}))
+    encoders = replace(talking(), captions=("detailed", "short", "fused"))
+    report = prepared(tmp_path / "clips", tmp_path / "shards", encoders=encoders, separator=None)
+    assert "Windows by style of caption: detailed 1" in report.lines()
+    assert any(line.startswith("Caption only, no words to speak: 1 of 2 files;") for line in report.lines())
+    contents = Contents(48, captions=encoders.captions, tracks=False, audio=True)
+    module = AVDataModule(
+        tmp_path / "shards", batch_size=2, contents=contents, seed=0, subsets={"single_character": 1}, steps=1
+    )
+    (batch,) = list(module.train_dataloader())
+    assert set(batch.captions) == {
+        "Speech: hello there. a tall man. A kitchen.",
+        "One person conversation. Persons: Person1: a tall man. Scene Description: Rain.",
+    }
+
+
 def test_a_long_clips_transcript_is_not_given_to_its_windows(tmp_path: Path):
     clip = write_clip(tmp_path / "clips" / "a.mp4", 2.0)
     clip.with_suffix(".json").write_text('{"caption": "A wall.", "transcript": "far more than a window holds"}')
-    report = prepared(tmp_path / "clips", tmp_path / "shards")
-    assert {sample.annotation.transcript for sample in samples(tmp_path / "shards")} == {""}
+    encoders = replace(talking(), captions=("detailed",))
+    report = prepared(tmp_path / "clips", tmp_path / "shards", encoders=encoders, separator=None)
+    notes = [sample.annotation for sample in samples(tmp_path / "shards")]
+    assert {(note.transcript, note.caption) for note in notes} == {("", "A wall.")}
+    assert not any(note.captions for note in notes)
     assert any("transcript" in note for note in report.files[0].notes)
+    assert any(line.startswith("Caption only, no words to speak: 1 of 1 file") for line in report.lines())
 
 
 def test_a_caption_that_fills_the_text_encoder_is_remarked(tmp_path: Path):
@@ -716,6 +774,42 @@ def test_clips_of_a_speaker_are_references_of_each_other(tmp_path: Path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("record", "is_one_voice"),
+    [
+        ({"subset": "single_character"}, True),
+        ({"subset": ["visual_mood", "basic_face"]}, True),
+        ({"subset": "single_character", "num_speakers": 2}, False),
+        ({"subset": "single_character", "num_speakers": 0}, False),
+        ({"subset": "sound_event"}, False),
+        ({"subset": "visual_mood"}, False),
+        ({"subset": "visual_mood", "transcript": "hello"}, True),
+        ({"subset": "visual_mood", "num_speakers": 1}, True),
+        ({"subset": "visual_mood", "persons": PERSONS, "speaking": "A"}, True),
+        ({"subset": "multiple_characters"}, False),
+        ({"subset": "multiple_characters", "persons": PERSONS, "speaking": "A", "transcript": "hello"}, False),
+        ({"subset": "multiple_characters", "num_speakers": 1}, True),
+        ({"subset": "multiple_characters", "speaker": "ann"}, True),
+    ],
+)  # fmt: skip
+def test_a_voice_is_of_one_person_who_is_heard(record: dict, is_one_voice: bool):
+    description = describe({"caption": "A wall.", **record}, default_subset="basic_face")
+    assert description.is_one_voice == is_one_voice
+
+
+def test_clips_of_no_voice_or_several_have_no_references(tmp_path: Path):
+    for seed, subset in enumerate(("sound_event", "multiple_characters", "visual_mood", "single_character")):
+        clip = write_clip(tmp_path / "clips" / f"{subset}.mp4", 1.3, seed=seed)
+        clip.with_suffix(".json").write_text(json.dumps({"caption": "A wall.", "subset": subset}))
+    report = prepared(tmp_path / "clips", tmp_path / "shards", encoders=talking(), separator=None)
+    assert {file.file: file.references for file in report.files} == {
+        "sound_event.mp4": {"0": 3}, "multiple_characters.mp4": {"0": 3}, "visual_mood.mp4": {"0": 3},
+        "single_character.mp4": {"2": 3},
+    }  # fmt: skip
+    for sample in samples(tmp_path / "shards"):
+        assert len(sample.references) == (2 if sample.annotation.subset == "single_character" else 0)
+
+
 def test_what_is_held_back_for_references_is_bounded_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -832,6 +926,23 @@ def test_a_wrong_word_is_refused_by_key_and_value(tmp_path: Path, word: str, mes
 def test_words_that_a_joint_recipe_has_no_use_for_are_refused(tmp_path: Path, words: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         load_prepare_config([f"source={tmp_path}", f"out={tmp_path / 'shards'}", "recipe=unitalking_stage2", *words])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "codec", "message"),
+    [
+        ("unitalking_stage2", "none", "needs picture; for sound alone use recipe=unitalking_stage1"),
+        ("unitalking_stage1", "embedded", "is for sound alone; for picture and sound use recipe=unitalking_stage2"),
+        ("mtv_stage1", "none", "needs picture; leave it out"),
+    ],
+)
+def test_a_picture_that_the_recipe_must_have_or_cannot_is_refused_with_the_recipe_to_use(
+    tmp_path: Path, recipe: str, codec: str, message: str
+):
+    words = [f"source={tmp_path}", f"out={tmp_path / 'shards'}", f"recipe={recipe}", f"codecs.video={codec}"]
+    with pytest.raises(ConfigError) as caught:
+        load_prepare_config(words)
+    assert str(caught.value) == f"codecs.video={codec}: recipe={recipe} {message}"
 
 
 def test_a_missing_weights_folder_and_a_folder_without_clips_are_one_message(

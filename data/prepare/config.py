@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from avlit.config import CodecConfig, Reads, load_config
+from avlit.discovery import recipe_folder, recipe_paths
+from avlit.errors import ConfigError
 from avlit.settings import Settings, read_words, setting
 from avlit.timing import VIDEO_FACTORS, Timing
 from data.clip import SUBSETS
@@ -17,7 +19,11 @@ SOUND_ALONE = ("codecs.video", "none")
 
 @dataclass
 class WindowConfig:
-    """What every window looks and sounds like; the defaults are the recipe's."""
+    """What every window looks and sounds like; the defaults are the recipe's.
+
+    A reference is cut from another sound that was brought to `peak` as a whole, so it may be quieter itself; of a
+    reference given to `just sample`, the part that is used is brought to it.
+    """
 
     fps: float = setting(24.0, "video frames a second", above=0)
     num_frames: int = setting(49, "frames of a window, 4n+1; of sound alone, num_frames / fps is the longest", low=1)
@@ -147,13 +153,38 @@ def check_out(out: Path) -> None:
         raise ValueError(f"out={out}: is not empty; give a new folder, nothing is overwritten")
 
 
+def check_picture(recipe: str, *, size: str, codec: str) -> None:
+    """Raise ConfigError where `codecs.video` takes a recipe's picture away, or gives one where there is sound alone."""
+    is_sound_alone = codec == "none"
+    if _is_sound_alone(recipe, size) == is_sound_alone:
+        return
+    folder = recipe_folder(recipe)
+    fitting = [
+        key
+        for key, path in recipe_paths().items()
+        if path.parent == folder and _is_sound_alone(key, size) == is_sound_alone
+    ]
+    need, other = ("needs picture", "sound alone") if is_sound_alone else ("is for sound alone", "picture and sound")
+    names = " or ".join(f"recipe={key}" for key in fitting)
+    raise ConfigError(
+        f"codecs.video={codec}: recipe={recipe} {need}; " + (f"for {other} use {names}" if fitting else "leave it out")
+    )
+
+
+def _is_sound_alone(recipe: str, size: str) -> bool:
+    return load_config([f"recipe={recipe}", f"size={size}"]).codecs.video == "none"
+
+
 def load_prepare_config(words: Sequence[str]) -> PrepareConfig:
     """The config that `source=… out=… a.b=c …` words describe; ConfigError names key, value and what is allowed."""
     given = read_words(words)
     schema = Settings(PrepareConfig)
     schema.put_words(given)  # a wrong word is said before the recipe's own settings are looked at
     codecs = [f"{key}={text}" for key, text in given.items() if key.startswith("codecs.")]
-    recipe = load_config([*(f"{key}={given.get(key, schema.node[key])}" for key in ("recipe", "size")), *codecs])
+    key, size = (given.get(key, str(schema.node[key])) for key in ("recipe", "size"))
+    if "codecs.video" in given:
+        check_picture(key, size=size, codec=given["codecs.video"])
+    recipe = load_config([f"recipe={key}", f"size={size}", *codecs])
     settings = Settings(PrepareConfig)
     shared = {name: getattr(recipe.data, name) for name in asdict(WindowConfig())}
     settings.put({"data": shared, "codecs": asdict(recipe.codecs)}, recipe.recipe)

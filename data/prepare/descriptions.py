@@ -4,19 +4,23 @@ A record's fields: `file` (in a JSONL file), `subset` (a name or a list), and ei
 `scene`, `persons` [{`id`, `appearance`}] and `speaking`, which make a caption in MTV's template, or `captions`
 {style: text} (`data.captions.STYLES`), whose first is then the caption. Optional: `captions` beside a caption,
 `num_speakers`, `transcript`, `speaker`, `source`. Others are not read. Sound alone needs no more than a `transcript`.
+A clip's transcript leads its `detailed` caption, which is made where the record has no style for picture and sound.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 
 from avlit.errors import ConfigError
-from data.captions import STYLES, Turn, audio_caption, mtv_caption
+from data.captions import STYLES, Turn, audio_caption, joint_caption, mtv_caption
 from data.clip import SUBSETS
 from data.prepare.names import NamePattern
 
 SINGLE_PERSON = ("basic_face", "single_character")
+JOINT_STYLES = ("detailed", "short", "fused")
+"""Captions of picture and sound together, which hold the words that are spoken."""
 
 
 class Rejected(Exception):
@@ -27,8 +31,9 @@ class Rejected(Exception):
 class Description:
     """A clip's caption, its subsets (at least one), what is said and by whom, and where it came from.
 
-    captions: the caption in other styles; with a transcript, `speech` is among them. is_verbatim: the caption is the
-    transcript's words and nothing else, so it holds for the whole sound only.
+    captions: the caption in other styles; with a transcript, `speech` is among them, and of a clip one of JOINT_STYLES.
+    is_verbatim: the caption is the transcript's words and nothing else, so it holds for the whole sound only.
+    is_one_voice: one person is heard speaking, so that any part of the sound lends its voice to another.
     """
 
     caption: str
@@ -38,6 +43,13 @@ class Description:
     speaker: str = ""
     captions: Mapping[str, str] = field(default_factory=dict)
     is_verbatim: bool = False
+    is_one_voice: bool = False
+
+    def without_words(self) -> "Description":
+        """The same for a part of the sound: no transcript, and no style that begins with what the whole sound says."""
+        words = self.captions.get("speech")
+        captions = {} if words is None else {s: text for s, text in self.captions.items() if not text.startswith(words)}
+        return replace(self, transcript="", captions=captions)
 
 
 class Descriptions:
@@ -131,27 +143,33 @@ def describe(record: object, *, default_subset: str, has_picture: bool = True) -
     captions = _captions(record)
     if transcript:
         captions = {"speech": audio_caption([Turn(transcript)]), **captions}
-    is_verbatim = False
+    seen, is_verbatim = [], False
     if "caption" in record:
         caption = " ".join(_string(record, "caption").split())
         if not caption:
             raise ValueError("the caption is empty")
     elif "scene" in record:
+        looks, scene = [look for _, look in persons or []], _string(record, "scene")
         number, speaking = _speech(record, persons or [], subsets)
-        caption = mtv_caption([look for _, look in persons or []], speaking, _string(record, "scene"), number)
+        caption = mtv_caption(looks, speaking, scene, number)
+        seen = _seen(looks, speaking, scene)
     elif given := next((style for style in STYLES if style in captions and (style != "speech" or not has_picture)), ""):
         caption, is_verbatim = captions[given], given == "speech"
     else:
         needed = "neither caption nor scene" if has_picture else "neither caption nor transcript"
         raise ValueError(f"{needed}; it has {', '.join(map(str, record)) or 'no fields'}")
+    if has_picture and "speech" in captions and not captions.keys() & {*JOINT_STYLES}:
+        captions["detailed"] = reduce(joint_caption, seen or [caption], captions["speech"])
+    speaker = " ".join(_string(record, "speaker").split())
     return Description(
         caption,
         subsets,
         transcript,
         _string(record, "source"),
-        speaker=" ".join(_string(record, "speaker").split()),
+        speaker=speaker,
         captions=captions,
         is_verbatim=is_verbatim,
+        is_one_voice=bool(speaker) or _is_one_voice(record, subsets, is_spoken=bool(transcript)),
     )
 
 
@@ -185,9 +203,8 @@ def _speech(
     if speaking is not None and speaking not in names:
         raise ValueError(f"speaking={speaking!r}: must be one of {', '.join(names) or '(no persons)'}, or null")
     template_name = None if speaking is None else f"Person{names.index(str(speaking)) + 1}"
-    if (number := record.get("num_speakers")) is not None:
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise ValueError(f"num_speakers={number!r}: must be a whole number")
+    if (given := _num_speakers(record)) is not None:
+        number = given
     elif not persons:
         number = 0
     elif "multiple_characters" in subsets:
@@ -195,6 +212,30 @@ def _speech(
     else:
         number = int(speaking is not None or any(subset in SINGLE_PERSON for subset in subsets))
     return number, template_name
+
+
+def _num_speakers(record: Mapping[object, object]) -> int | None:
+    number = record.get("num_speakers")
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+        raise ValueError(f"num_speakers={number!r}: must be a whole number")
+    return number
+
+
+def _is_one_voice(record: Mapping[object, object], subsets: Sequence[str], *, is_spoken: bool) -> bool:
+    """Whether one person is heard, as far as the record says: `num_speakers` where it is given, else the subsets."""
+    if (given := _num_speakers(record)) is not None:
+        return given == 1
+    if "multiple_characters" in subsets:
+        return False
+    return is_spoken or record.get("speaking") is not None or any(subset in SINGLE_PERSON for subset in subsets)
+
+
+def _seen(looks: Sequence[str], speaking: str | None, scene: str) -> list[str]:
+    """What a clip shows, sentence by sentence: persons, who of several is speaking, the scene."""
+    if len(looks) > 1:
+        looks = [f"Person{number}: {look}" for number, look in enumerate(looks, start=1)]
+        looks += [f"{speaking} is speaking"] if speaking else []
+    return [" ".join(text.split()) for text in (*looks, scene)]
 
 
 def _persons(record: Mapping[object, object]) -> list[tuple[str, str]] | None:

@@ -110,6 +110,7 @@ def prepare(
     """
     there, clips, descriptions = choose(source, captions=captions, how=how)
     report = Report(settings, problems=descriptions.problems, passed_over=len(there) - len(clips))
+    report.styles = encoders.captions
     report.mouth_finder = mouths.name if mouths and how.has_picture else ""
     usable = _described(clips, source, descriptions, report)
     splitter = Splitter(
@@ -225,7 +226,7 @@ def _utterances(
             _leave_out(file, _problem(error))
             continue
         num_latents = 0 if encoders.audio is None else encoders.audio.num_latents(window.end_s - window.start_s)
-        yield Utterance(sample, "", file, window.start_s, window.end_s, num_latents)
+        yield Utterance(sample, "", file, window.start_s, window.end_s, num_latents, description.is_one_voice)
 
 
 def _of_windows(
@@ -240,8 +241,7 @@ def _of_windows(
             "its transcript, which no part of it says; give it a caption, cut it, or raise data.num_frames"
         )
     file.notes.append("its transcript is the whole clip's and is left out of the windows")
-    captions = {style: text for style, text in description.captions.items() if style != "speech"}
-    return replace(description, transcript="", captions=captions)
+    return description.without_words()
 
 
 def _split(

@@ -1,4 +1,4 @@
-"""Gives every sample up to three other sounds of its speaker, while samples pass on their way to the shards."""
+"""Gives samples up to three other sounds of their speaker, while they pass on their way to the shards."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,13 +12,17 @@ from data.sample import MAX_REFERENCES, EncodedSample
 MOST_BYTES, MOST_SAMPLES = 1 << 28, 512
 """What is held back of one speaker and split before the first half of it goes on."""
 
+ROUNDING_S = 1e-6
+"""Far less than a sample of sound: two windows that follow each other may seem to overlap by so much."""
+
 
 @dataclass(frozen=True)
 class Utterance:
     """A sample before it is written, and what it was made from.
 
     start_s, end_s: its place in `file`. num_latents: how many of its audio latents are sound, the rest is silence that
-    was added.
+    was added. is_one_voice: one person is heard speaking; else it has no references, as other sounds of its file may be
+    another's voice, or none.
     """
 
     sample: EncodedSample
@@ -27,10 +31,13 @@ class Utterance:
     start_s: float
     end_s: float
     num_latents: int = 0
+    is_one_voice: bool = True
 
     def is_apart(self, other: "Utterance") -> bool:
         """Whether no moment of a file is in both."""
-        return self.file is not other.file or self.end_s <= other.start_s or other.end_s <= self.start_s
+        return (
+            self.file is not other.file or min(self.end_s, other.end_s) - max(self.start_s, other.start_s) < ROUNDING_S
+        )
 
 
 class ReferencePool:
@@ -46,7 +53,7 @@ class ReferencePool:
 
     def add(self, utterance: Utterance) -> Iterator[Utterance]:
         """Takes a sample of the speaker; gives those whose references are settled."""
-        if not self._tokens:
+        if not self._tokens or not utterance.is_one_voice:
             yield utterance
             return
         held = self._held.setdefault(utterance.split, [])

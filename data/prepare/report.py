@@ -41,6 +41,7 @@ class Report:
     """A whole preparation.
 
     problems: (place, reason) of caption records that belong to no file. passed_over: files that were not asked for.
+    styles: those of captions that the recipe reads; without one of them a clip has its caption only.
     mouth_finder: what looked for mouths, in words, or nothing.
     """
 
@@ -48,6 +49,7 @@ class Report:
     files: list[FileReport] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
     passed_over: int = 0
+    styles: tuple[str, ...] = ()
     mouth_finder: str = ""
 
     @property
@@ -111,6 +113,11 @@ class Report:
             ("Windows by number of references", Counter(dict(sorted(references.items())))),
         ]
         lines = [f"{title}: {_listed(counts)}" for title, counts in totals if counts]
+        if self.styles and (bare := sum(not file.captions for file in kept)):
+            lines.append(
+                f"Caption only, no words to speak: {bare} of {_count(len(kept), 'file')}; where somebody speaks, say "
+                "what in its `transcript`"
+            )
         lines += self._mouths(kept)
         if self.passed_over:
             lines.append(f"Passed over {_count(self.passed_over, 'file')} that include={self.settings.get('include')}")
@@ -133,6 +140,7 @@ class Report:
             "kept": {name: dict(count) for name, count in self.counts().items()},
             "files": [asdict(file) for file in sorted(self.files, key=lambda file: file.file)],
             "passed_over": self.passed_over,
+            "styles": self.styles,
             "mouth_finder": self.mouth_finder,
             "captions_without_clip": [{"place": place, "reason": reason} for place, reason in self.problems],
         }
