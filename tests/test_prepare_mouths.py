@@ -173,6 +173,23 @@ def test_boxes_of_a_window_lie_on_its_own_frames_cut_and_scaled_as_they_are(tmp_
             assert boxes == [pytest.approx(lips_of(left, size=16 / 3, top=8 / 3), abs=0.4)]  # type: ignore[arg-type]
 
 
+def test_faces_are_found_though_the_window_cuts_them_and_only_what_it_keeps_is_a_mouth(tmp_path: Path):
+    path = write_clip(tmp_path / "a.mp4", [2] * 6, [16] * 6, [60] * 6)  # the window shows 24 to 72
+    window, *_ = windows_of(path, MouthFinder(SquareFaces()))
+    (x1, _, x2, _), right = window.mouth_boxes[0]
+    assert (x1, x2) == (0, pytest.approx(4 / 3, abs=0.4))
+    assert right == pytest.approx(lips_of(12, size=16 / 3, top=8 / 3), abs=0.4)  # type: ignore[arg-type]
+    assert all(len(boxes) == 2 for boxes in window.mouth_boxes)
+
+
+def test_large_pictures_are_searched_smaller_and_boxes_are_of_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mouths, "SHORT_SIDE", 32)
+    window, *_ = windows_of(write_clip(tmp_path / "a.mp4", [39] * 5), MouthFinder(SquareFaces()))
+    assert window.mouth_boxes[0] == [pytest.approx(lips_of(5, size=16 / 3, top=8 / 3), abs=0.5)]  # type: ignore[arg-type]
+
+
 def test_without_a_finder_every_frame_of_a_window_has_an_empty_list(tmp_path: Path):
     window, *_ = windows_of(write_clip(tmp_path / "a.mp4", [30] * 5), None)
     assert window.mouth_boxes == [[]] * 5
@@ -182,7 +199,7 @@ def test_window_whose_mouths_cannot_be_looked_for_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = write_clip(tmp_path / "clips" / "a.mp4", [30] * 12)
-    calls = iter([None, MediaError(f"{path}: is damaged"), None])
+    calls = iter([None, None, MediaError(f"{path}: is damaged"), None, None])  # two for each window
 
     def read(*args, **given):
         if error := next(calls):

@@ -3,11 +3,10 @@
 What JoVA's mouth loss is computed on (Section 3.2.2). Boxes are as found in each frame, not smoothed: the paper does
 not smooth them, and the mask encloses those of four frames anyway.
 
-Measured on the first five seconds of six real clips, 608 to 1080 pixels on the shorter side: a mouth in 96 to 100 % of
-the frames of each, all three of three people who take a tenth of the picture's height, 37 to 69 frames a second on one
-core; where mediapipe itself finds the face, too, boxes overlap its own by 0.83 to 0.97 (intersection over union). Seen
-from the side a box is off by up to half a mouth, and mouths behind a hand or a cup are guessed. A head that is turned
-away has none.
+Measured on the first five seconds of six real clips: a mouth in 96 to 100 % of the frames of each, all three of three
+people who take a tenth of the picture's height, 45 to 89 frames a second on one core; where mediapipe itself finds the
+face, too, boxes overlap its own by 0.83 to 0.97 (intersection over union). Seen from the side a box is off by up to
+half a mouth, and a mouth behind a hand or a cup is guessed. A head that is turned away has none.
 """
 
 import math
@@ -34,7 +33,7 @@ LEAST_S = 0.25
 """A face that is seen for less than this in all is taken for a mistake."""
 
 SHORT_SIDE = 704
-"""Pixels of the shorter side, at least, of the pictures that faces are looked for in: shards may be far smaller."""
+"""Pixels of the shorter side, at most, of the pictures that faces are looked for in."""
 
 
 class FaceFinder(Protocol):
@@ -59,19 +58,18 @@ class MouthFinder:
     def in_file(self, path: Path, *, timing: Timing, start_s: float) -> list[list[Box]]:
         """The boxes of a window's frames and persons, in pixels of the window's frames; MediaError as in reading.
 
-        The file is read once more, larger: the window's frames may be too small to find faces in.
+        Faces are looked for in the whole picture of the file, read once more: a window's frames may be too small for
+        it, and what they cut off, such as a forehead, is needed to find what they keep.
         """
-        factor = math.ceil(SHORT_SIDE / min(timing.height, timing.width))
+        whole = read_clip(path, rate_hz=None, start_s=start_s, duration_s=1e-3).frames.shape[1:3]
+        scale = min(1.0, SHORT_SIDE / min(whole))
+        size = round(whole[0] * scale), round(whole[1] * scale)
         clip = read_clip(
-            path,
-            fps=timing.fps,
-            size=(timing.height * factor, timing.width * factor),  # the same cut of the picture
-            rate_hz=None,
-            start_s=start_s,
-            duration_s=timing.duration_s,
-        )
+            path, fps=timing.fps, size=size, rate_hz=None, start_s=start_s, duration_s=timing.duration_s
+        )  # fmt: skip
         found = self.find(clip.frames, fps=timing.fps)
-        return [[_smaller(box, factor) for box in persons] for persons in found]
+        cut = [[_cut(box, whole, size, (timing.height, timing.width)) for box in persons] for persons in found]
+        return _places([{place: box for place, box in enumerate(boxes) if box} for boxes in cut])
 
     def find(self, frames: np.ndarray, *, fps: float) -> list[list[Box]]:
         """Frames uint8 [F, H, W, 3] -> each frame's boxes (x1, y1, x2, y2) in pixels, cut to the picture.
@@ -87,9 +85,11 @@ class MouthFinder:
             if was_lost or number % every == 0:
                 self._search(picture, number, persons)
         least = min(len(frames), math.ceil(LEAST_S * fps))
-        kept = [person for person in persons if len(person.boxes) >= least]
-        found = [[person.boxes.get(number, UNSEEN) for person in kept] for number in range(len(frames))]
-        return [_trimmed(boxes) for boxes in found]
+        kept = [person.boxes for person in persons if len(person.boxes) >= least]
+        return _places([
+            {place: boxes[number] for place, boxes in enumerate(kept) if number in boxes}
+            for number in range(len(frames))
+        ])  # fmt: skip
 
     def _follow(self, picture: Image.Image, number: int, persons: list["_Person"]) -> bool:
         """Looks for everyone seen in the frame before, where they were; whether somebody was lost."""
@@ -128,12 +128,8 @@ class _Person:
     def see(self, face: Face, number: int, picture: Image.Image) -> None:
         """Takes note of the face in a frame."""
         self.face, self.last = face, number
-        x1, y1, x2, y2 = face.lips
-        width, height = picture.size
-        x1, x2 = max(x1, 0.0), min(x2, float(width))
-        y1, y2 = max(y1, 0.0), min(y2, float(height))
-        if x1 < x2 and y1 < y2:
-            self.boxes[number] = x1, y1, x2, y2
+        if box := _inside(face.lips, height=picture.height, width=picture.width):
+            self.boxes[number] = box
 
 
 def build_mouth_finder(name: str) -> MouthFinder | None:
@@ -159,12 +155,32 @@ def _distance(a: FaceSquare, b: FaceSquare) -> float:
     return math.hypot(a.x - b.x, a.y - b.y)
 
 
-def _smaller(box: Box, factor: int) -> Box:
-    x1, y1, x2, y2 = (round(edge / factor, 2) for edge in box)
-    return x1, y1, x2, y2
+def _cut(box: Box, whole: tuple[int, int], size: tuple[int, int], window: tuple[int, int]) -> Box | None:
+    """A box in a picture of a size, H and W, -> where it is when the whole picture covers a window, centred.
+
+    None where that leaves nothing of it. whole: size of the picture that both are made from, as `read_clip` does.
+    """
+    factor = max(window[0] / whole[0], window[1] / whole[1])
+    edges = []
+    for low, high, length, scaled, limit in zip(box[:2], box[2:], whole[::-1], size[::-1], window[::-1], strict=True):
+        covering = max(limit, round(length * factor))
+        edges.append([edge * covering / scaled - (covering - limit) // 2 for edge in (low, high)])
+    (x1, x2), (y1, y2) = edges
+    return _inside((x1, y1, x2, y2), height=window[0], width=window[1])
 
 
-def _trimmed(boxes: list[Box]) -> list[Box]:
-    """Without those at the end who are not seen."""
-    count = max((place + 1 for place, box in enumerate(boxes) if box != UNSEEN), default=0)
-    return boxes[:count]
+def _inside(box: Box, *, height: int, width: int) -> Box | None:
+    """The part of a box that is in the picture, to a hundredth of a pixel; None where nothing is."""
+    x1, y1, x2, y2 = (round(edge, 2) for edge in box)
+    x1, x2 = max(x1, 0.0), min(x2, float(width))
+    y1, y2 = max(y1, 0.0), min(y2, float(height))
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def _places(frames: list[dict[int, Box]]) -> list[list[Box]]:
+    """Boxes of each frame by person -> lists in which a place is a person who is seen at all."""
+    persons = sorted(set().union(*frames))
+    return [
+        [boxes.get(person, UNSEEN) for person in persons if any(later in boxes for later in persons if later >= person)]
+        for boxes in frames
+    ]
