@@ -82,7 +82,7 @@ def test_a_curriculum_killed_at_random_moments_equals_one_that_was_not(tmp_path:
     kill_fuzz.preload()
     report = fuzz(tmp_path, ["train.steps=4", *settings], kills=3, seed=len(settings))
     assert report.differing == [] and report.doubled == []
-    assert report.compared > 1000 and report.sessions >= 2, report
+    assert report.compared > 800 and report.sessions >= 2, report
 
 
 # Signals.

@@ -293,7 +293,7 @@ def test_only_the_beginning_of_a_reference_matters(speech_generator, tmp_path):
         ("speech", "sample.guidance=2", "sample.guidance=2: has no effect while codecs.video=none"),
         ("", "sample.sync_clips=2", "sample.sync_clips=2: has no effect on one clip"),
         ("", "data.root=x", "data.root=x: has no effect on one clip"),
-        ("speech", "data.root=/nowhere", "data.root=/nowhere: no such folder"),
+        ("speech", "data.root=/nowhere", "data.root=/nowhere: has no effect on one clip"),
         ("", "vary=image", "vary=image: must be one of prompt, speech"),
         ("", "referense=a.wav", "referense=a.wav: no such word; did you mean reference?"),
     ],
@@ -350,7 +350,7 @@ def test_jobs_of_sound_alone_are_wavs_with_a_record_and_are_not_made_twice(runs,
     assert sample(runs / "speech", f"jobs={path}", f"out={out}") == 0
     assert {each.name for each in out.iterdir()} == {"zero.wav", "zero.json", "0002.wav", "0002.json"}
     record = json.loads((out / "0002.json").read_text())
-    assert record["sample"]["audio_guidance"] == 3.0 and list(record["files"]) == [str(files["low"])]
+    assert record["sample"]["audio_guidance"] == 2.0 and list(record["files"]) == [str(files["low"])]
     alone = tmp_path / "alone.wav"
     assert sample(runs / "speech", "prompt=zero", "duration_s=0.64", "seed=3", f"out={alone}") == 0
     assert alone.read_bytes() == (out / "zero.wav").read_bytes()

@@ -470,6 +470,7 @@ LOADS_BY_NAME = {
     "avlit/config.py": "a folder of recipes/",
     "avlit/commands/assembly.py": "a folder of recipes/",
     "data/prepare/separation.py": "a constant",
+    "data/prepare/face_mesh.py": "a constant",
 }
 """Where a module is imported by a name that is computed, and where that name comes from."""
 
