@@ -31,7 +31,7 @@ resume *words: setup
 sample *words: setup
     @{{python}} -m avlit sample "$@"
 
-# what a run's model does inside: attention run=last [clip=0] [noise=0.5] [layers=0,3] [out=FILE.png]
+# what a model does inside, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=FOLDER]
 [no-exit-message]
 inspect *words: setup
     @{{python}} -m avlit inspect "$@"

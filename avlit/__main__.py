@@ -12,7 +12,7 @@ COMMANDS = {
     "curriculum": "train all stages of a paper, each from the last one's weights: recipe=mtv [KEY=VALUE …]",
     "resume": "go on with a run exactly where it was stopped or killed: run=last|ID|FOLDER [KEY=VALUE …]",
     "sample": "make clips from a run: run=last [prompt=… speech=a.wav image.0=a.png out=a.mp4 | jobs=FILE out=FOLDER]",
-    "inspect": "what a run's model does inside: attention run=last [clip=0] [noise=0.5] [layers=0,3] [out=FILE.png]",
+    "inspect": "what a model does inside, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=FOLDER]",
     "prepare": "raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER",
     "recipes": "list the recipes, one line each",
     "config": "print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]",

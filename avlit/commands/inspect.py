@@ -1,6 +1,7 @@
-"""`just inspect`: what a trained model does inside, as numbers and as a picture.
+"""`just inspect`: what a trained model does inside, and what its data is, as numbers and as a picture.
 
-`attention`: where the joint attention of video and sound goes in one held-out clip (UniTalking, Fig. 5).
+`attention`: where the joint attention of video and sound goes in one held-out clip (UniTalking, Fig. 5). `mouth`: the
+mouth boxes of clips and the latent cells under them (JoVA, Appendix A).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # a wrong word must not wait for torch
 
 SUBJECTS = {
     "attention": "where video and sound look: run=last|ID|FOLDER [clip=0] [noise=0.5] [layers=0,3] [out=FILE.png]",
+    "mouth": "boxes of mouths, and their latent cells: recipe=… out=FILE.png [data.root=FOLDER] [clip=KEY,KEY]",
 }
 ATTENTION_KEYS = (
     "run", "runs_dir", "out", "seed", "clip", "noise", "layers", *PLACE_KEYS,
@@ -30,10 +32,12 @@ ATTENTION_KEYS = (
 
 
 def main(words: Sequence[str]) -> int:
-    """What to look at, then `run=RUN` (`last`, an id, a folder) and further words.
+    """What to look at, then further words.
 
-    attention: `clip=…`, the number of a held-out clip of the run's data; `noise=…`, the level that both streams are
-    noised to; `layers=…`, all without it; `seed=…` of the noise; `out=FILE.png`.
+    attention: `run=RUN` (`last`, an id, a folder); `clip=…`, the number of a held-out clip of the run's data;
+    `noise=…`, the level that both streams are noised to; `layers=…`, all without it; `seed=…` of the noise;
+    `out=FILE.png`.
+    mouth: see `inspect_mouth`.
     """
     subject = words[0] if words and "=" not in words[0] else ""
     if subject not in SUBJECTS:
@@ -42,6 +46,10 @@ def main(words: Sequence[str]) -> int:
         known = "; ".join(f"just inspect {name}: {about}" for name, about in SUBJECTS.items())
         raise ConfigError(f"{mistake}; did you mean {near}?" if near else f"{mistake}. {known}")
     given = read_words(words[1:])
+    if subject == "mouth":
+        from avlit.commands.inspect_mouth import inspect_mouth
+
+        return inspect_mouth(given)
     if "run" not in given:
         raise ConfigError("run=… is missing: run=last, the id of a run, or its folder")
     return inspect_attention(find_run(Path(given.get("runs_dir", "runs")), given["run"]), given)
