@@ -35,10 +35,22 @@ HUNYUAN_KEYS = (
     "out_channels", "mlp_ratio", "patch_size", "patch_size_t", "qk_norm", "guidance_embeds", "text_embed_dim",
     "pooled_projection_dim", "rope_theta", "rope_axes_dim",
 )  # fmt: skip
+# The text connectors are not of the transformer; what later releases of LTX-2 added must be off, as the class has it.
+LTX2_KEYS = (
+    "num_layers", "num_attention_heads", "attention_head_dim", "cross_attention_dim", "in_channels", "out_channels",
+    "patch_size", "patch_size_t", "pos_embed_max_pos", "base_height", "base_width", "gated_attn", "cross_attn_mod",
+    "audio_num_attention_heads", "audio_attention_head_dim", "audio_cross_attention_dim", "audio_in_channels",
+    "audio_out_channels", "audio_patch_size", "audio_patch_size_t", "audio_pos_embed_max_pos", "audio_gated_attn",
+    "audio_cross_attn_mod", "activation_fn", "qk_norm", "norm_elementwise_affine", "norm_eps", "caption_channels",
+    "attention_bias", "attention_out_bias", "rope_theta", "rope_double_precision", "rope_type",
+    "timestep_scale_multiplier", "cross_attn_timestep_scale_multiplier", "use_prompt_embeddings",
+    "ff_bias", "audio_ff_bias", "use_keyframes_abs_pos_embedding",
+)  # fmt: skip
 KEYS_OF = {
     "CogVideoXTransformer3DModel": COGVIDEOX_KEYS,
     "WanTransformer3DModel": WAN_KEYS,
     "HunyuanVideoTransformer3DModel": HUNYUAN_KEYS,
+    "LTX2VideoTransformer3DModel": LTX2_KEYS,
 }
 
 

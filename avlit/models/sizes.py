@@ -269,3 +269,58 @@ def hunyuanvideo() -> TwinMMDiTConfig:
     reference image has one channel, as in HunyuanVideo-I2V.
     """
     return TwinMMDiTConfig(num_layers=20, pooled_dim=768, embedded_guidance=1.0, image_channels=17)
+
+
+@dataclass
+class LTX2Config:
+    """LTX-2's transformer for video and sound, and MMControl's bypass beside it. The defaults are the released 19B.
+
+    "LTX-2" below is the config.json of the released LTX-2 19B transformer; "MMControl" the paper (arXiv 2604.19679).
+    """
+
+    # The backbone.
+    num_layers: int = 48  # LTX-2
+    num_heads: int = 32  # LTX-2, of both streams
+    video_head_dim: int = 128  # LTX-2
+    audio_head_dim: int = 64  # LTX-2; the streams attend to each other at this width
+    video_channels: int = 128  # LTX-2, in and out: latents of its video codec
+    audio_channels: int = 128  # LTX-2, in and out: latents of its audio codec, 8 channels of 16 bands
+    text_dim: int = 3840  # LTX-2: Gemma's features after the connectors
+    max_seconds: int = 20  # LTX-2: time that the rotary embedding spans
+    max_pixels: int = 2048  # LTX-2: height and width that it spans
+
+    # The bypass.
+    bypass_every: int = 2  # MMControl, sec. 3.3: beside even layers
+
+    @property
+    def video_dim(self) -> int:
+        """Width of the video stream."""
+        return self.num_heads * self.video_head_dim
+
+    @property
+    def audio_dim(self) -> int:
+        """Width of the audio stream."""
+        return self.num_heads * self.audio_head_dim
+
+    @property
+    def bypass_layers(self) -> tuple[int, ...]:
+        """Layers of the backbone that a bypass block stands beside."""
+        return tuple(range(0, self.num_layers, self.bypass_every))
+
+    def check(self) -> None:
+        """Raise ValueError for values that no model can have; messages name the key as the command line does."""
+        positive = (
+            "num_layers", "num_heads", "video_head_dim", "audio_head_dim", "video_channels", "audio_channels",
+            "text_dim", "max_seconds", "max_pixels", "bypass_every",
+        )  # fmt: skip
+        for key in positive:
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        for key in ("video_head_dim", "audio_head_dim"):
+            if getattr(self, key) % 2:
+                raise ValueError(f"model.{key}={getattr(self, key)}: must be even for the rotary embedding")
+        if self.video_dim < 6:
+            raise ValueError(
+                f"model.num_heads={self.num_heads} heads of model.video_head_dim={self.video_head_dim}: must be at "
+                "least 6 wide together, for the rotary embedding's three axes"
+            )
