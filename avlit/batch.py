@@ -32,14 +32,16 @@ class Tracks:
 class AVBatch:
     """Encoded clips of one shape, ready for a training step. What the recipe does not read is None.
 
-    keys: sample keys as in the shards. subsets: subset name of each clip. captions: the texts that `text` encodes.
-    duration_s: seconds of every clip.
+    keys: sample keys as in the shards. subsets: subset name of each clip. captions, audio_captions: the texts that
+    `text` and `audio_text` encode. duration_s: seconds of every clip.
     step: optimizer step that the batch belongs to; slots: each clip's place in that step's global batch (on the host);
     together they key every random number, so noise does not depend on ranks, workers or accumulation.
-    text [B, L, D] zero-padded; text_lengths [B] tokens before the padding.
+    text [B, L, D] zero-padded; text_lengths: each clip's tokens before the padding (on the host). audio_text, its
+    lengths alike: of recipes whose audio branch has a text of its own.
     video_latents [B, C, T, h, w] and audio_latents [B, L, C], normalised as the backbone expects.
     reference [B, R, C]: latents of another sound of the same speaker, zero-padded; has_reference: which clips have one
     (on the host).
+    mouth_mask bool [B, T, h, w]: latent cells that show a mouth; has_mouth: the clips with any (on the host).
     """
 
     keys: tuple[str, ...]
@@ -49,12 +51,17 @@ class AVBatch:
     step: int
     slots: tuple[int, ...]
     text: Tensor
-    text_lengths: Tensor
+    text_lengths: tuple[int, ...]
+    audio_captions: tuple[str, ...] = ()
+    audio_text: Tensor | None = None
+    audio_text_lengths: tuple[int, ...] = ()
     video_latents: Tensor | None = None
     audio_latents: Tensor | None = None
     tracks: Tracks | None = None
     reference: Tensor | None = None
     has_reference: tuple[bool, ...] = ()
+    mouth_mask: Tensor | None = None
+    has_mouth: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)

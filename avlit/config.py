@@ -62,11 +62,14 @@ class Reads:
     """What of a sample a recipe's step reads besides the latents and features of the codecs that it names.
 
     captions: styles of caption, one of which is drawn for each clip and step; a clip that has none of them gives the
-    caption that every clip has. reference_tokens: most latents of the reference sound, 0 for none.
+    caption that every clip has. audio_captions: the same for the audio branch, where it has a text of its own.
+    reference_tokens: most latents of the reference sound, 0 for none. mouths: where the clip shows mouths.
     """
 
     captions: tuple[str, ...] = ("caption",)
+    audio_captions: tuple[str, ...] = ()
     reference_tokens: int = 0
+    mouths: bool = False
 
 
 @dataclass
@@ -153,12 +156,12 @@ class DataConfig:
 class CodecConfig:
     """What turns pixels, sound and text into latents and features; a recipe leaves out what it does not read."""
 
-    video: Literal["none", "embedded", "cogvideox", "wan2.1", "wan2.2"] = setting(
+    video: Literal["none", "embedded", "cogvideox", "wan2.1", "wan2.2", "ltx2"] = setting(
         "none", "video codec; embedded needs no weights"
     )
-    audio: Literal["none", "embedded", "mmaudio"] = setting("none", "codec of the sound that is generated")
+    audio: Literal["none", "embedded", "mmaudio", "ltx2"] = setting("none", "codec of the sound that is generated")
     tracks: Literal["none", "embedded", "wav2vec2"] = setting("none", "encoder of the audio tracks that drive video")
-    text: Literal["embedded", "t5", "umt5"] = setting("embedded", "text encoder")
+    text: Literal["embedded", "t5", "umt5", "gemma"] = setting("embedded", "text encoder")
     video_weights: str | None = setting(None, "folder of the video codec", not_with=("codecs.video", UNWEIGHTED))
     audio_weights: str | None = setting(None, "folder of the audio codec", not_with=("codecs.audio", UNWEIGHTED))
     tracks_weights: str | None = setting(None, "folder of the track encoder", not_with=("codecs.tracks", UNWEIGHTED))

@@ -107,6 +107,13 @@ class AVModule(pl.LightningModule):
     def load_released(self, folder: str) -> str:
         """Fill the backbone, set `base_model` and `released`; returns what was loaded, new and unused, in words."""
 
+    def copy_weights(self, inherited: frozenset[str]) -> str:
+        """Fill what starts as a copy of other weights, once those are there and before anything is trained.
+
+        inherited: names of the parameters that came from `init=`. Returns what was copied, in words, empty for nothing.
+        """
+        return ""
+
     @property
     @abstractmethod
     def scheduler_settings(self) -> dict[str, Any]:
@@ -140,6 +147,7 @@ class AVModule(pl.LightningModule):
         """Take a checkpoint's weights and counters now, and its optimizer once that is built; after `freeze`."""
         check_base(checkpoint, self.base_model)
         check_same_parameters(checkpoint.state.optimizer, [list(self.trained_parameters)])
+        self.released -= checkpoint.weights().keys()  # they had been trained before, in the run that this one came from
         restore_weights(self.model, checkpoint, self.saved_weights())
         self.skipped.fill_(checkpoint.state.counters["skipped"])
         self.skipped_in_a_row.fill_(checkpoint.state.counters["skipped_in_a_row"])

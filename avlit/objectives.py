@@ -16,6 +16,7 @@ class Losses:
     noise_level [B] in [0, 1]: 0 is clean, 1 is pure noise. weights: part -> its factor in the training loss, 1 without.
     applies: part -> the clips that it is of; the others' loss must be 0, and they are left out of what is logged.
     tasks: what each clip was trained to do, for the log; empty where a recipe has one task.
+    measures: name -> number of each clip [B], for the log alone.
     """
 
     parts: dict[str, Tensor]
@@ -23,6 +24,7 @@ class Losses:
     weights: dict[str, float] = field(default_factory=dict)
     applies: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:

@@ -219,7 +219,7 @@ def speak(word: str, references: Sequence[Take], digits: Sequence[int], *, durat
             step=0,
             slots=tuple(group),
             text=pad_sequence(text, batch_first=True),
-            text_lengths=torch.tensor([len(each) for each in text]),
+            text_lengths=tuple(len(each) for each in text),
             audio_latents=torch.zeros(len(group), length, codec.channels),
             reference=torch.stack([F.pad(each, (0, 0, 0, count - len(each))) for each in latents]),
             has_reference=(True,) * len(group),

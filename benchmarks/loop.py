@@ -76,7 +76,7 @@ def make_batches(steps: int) -> list[AVBatch]:
         slots=(0, 1),
         duration_s=1.0,
         text=features,
-        text_lengths=torch.ones(2),
+        text_lengths=(1, 1),
         video_latents=features,
     )
     return [replace(one, step=step) for step in range(steps)]

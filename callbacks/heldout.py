@@ -96,4 +96,4 @@ class HeldoutLoss(pl.Callback):
                     sums.add(module.step(on_device, draws), on_device.subsets)
         finally:
             module.train()
-        return sums.read("val/loss")
+        return sums.read("val")

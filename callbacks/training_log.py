@@ -21,6 +21,9 @@ NOISE_BINS = 4
 Totals = dict[str, dict[str, tuple[float, float]]]
 """Part of the loss -> row (a subset, a noise level, "" for all) -> sum and count."""
 
+MEASURE = "measure/"
+"""Before the names of what is logged and is no part of the loss."""
+
 
 class LossSums:
     """Running sums of per-sample losses on the device: a row for each subset, task, noise level and the whole.
@@ -43,7 +46,7 @@ class LossSums:
             groups.append([self.rows[f"task/{name}"] for name in losses.tasks])
         rows = torch.tensor(groups).to(self.device, non_blocking=True)  # [1 or 2, B]
         bins = self.first_bin + (losses.noise_level * NOISE_BINS).long().clamp(0, NOISE_BINS - 1)
-        for part, loss in losses.parts.items():
+        for part, loss in (losses.parts | {f"{MEASURE}{name}": each for name, each in losses.measures.items()}).items():
             loss = loss.detach().float()
             if part not in self.sums:
                 self.sums[part] = torch.zeros(2, len(self.names), device=self.device)
@@ -84,12 +87,13 @@ class LossSums:
             self.sums[part] = torch.tensor(table, device=self.device).T.contiguous()
 
     def read(self, prefix: str, *, over_ranks: bool = False) -> dict[str, float]:
-        """Means since the last reading, as metric name -> value."""
+        """Means since the last reading: `PREFIX/loss/PART`, `PREFIX/MEASURE`, and either by row, name -> value."""
         metrics: dict[str, float] = {}
         for part, rows in self.totals(over_ranks=over_ranks).items():
+            of = part.removeprefix(MEASURE) if part.startswith(MEASURE) else f"loss/{part}"
             for name, (total, count) in rows.items():
                 if count:
-                    metrics[f"{prefix}/{part}" + (f"/{name}" if name else "")] = total / count
+                    metrics[f"{prefix}/{of}" + (f"/{name}" if name else "")] = total / count
         self.sums.clear()
         return metrics
 
@@ -170,7 +174,7 @@ class TrainingLog(pl.Callback):
             self._write(trainer, module, step)
 
     def _write(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
-        metrics = self.sums.read("train/loss", over_ranks=True)  # waits for the device: the clock is read after it
+        metrics = self.sums.read("train", over_ranks=True)  # waits for the device: the clock is read after it
         seconds, waited = time.perf_counter() - self.started, self.waited_s() - self.waited_before
         metrics |= {
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],

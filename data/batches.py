@@ -10,7 +10,9 @@ from torch import Tensor
 
 from avlit.batch import AVBatch, Tracks
 from avlit.errors import UserError
+from avlit.mouth_mask import mouth_mask
 from avlit.randomness import numpy_generator
+from avlit.timing import Timing
 from data.order import Order, SampleRef, ShardRange, Source, check_batch_size, clips_of_device
 from data.sample import CAPTION, TRACKS, DamagedSample, EncodedSample
 from data.shards import ShardError, ShardSet
@@ -23,16 +25,20 @@ class Contents:
     """What of a sample gets into a batch.
 
     text_tokens: L, the length that text is padded to. captions: styles, of which one that the clip has is drawn for
-    each clip and step; one that every clip has where it has none of them. reference_tokens: R, the length that the
-    reference sound is padded to or cut at, 0 for none; one of the clip's is drawn. seed: of both draws.
+    each clip and step; one that every clip has where it has none of them. audio_captions: the same for the audio
+    branch's own text, without which it has none. reference_tokens: R, the length that the reference sound is padded to
+    or cut at, 0 for none; one of the clip's is drawn. seed: of these draws. mouth_factors: by which the video codec
+    divides time and space, to mask the mouths; None masks none.
     """
 
     text_tokens: int
     captions: tuple[str, ...] = (CAPTION,)
+    audio_captions: tuple[str, ...] = ()
     video: bool = True
     audio: bool = False
     tracks: bool = True
     reference_tokens: int = 0
+    mouth_factors: tuple[int, int] | None = None
     seed: int = 0
 
 
@@ -106,7 +112,8 @@ class BatchReader:
     def _read(self, ref: SampleRef, damaged: list[DamagedSample]) -> EncodedSample:
         for _ in range(_MAX_REPLACEMENTS):
             try:
-                return self.shards.read(ref.shard, ref.index)
+                sample = self.shards.read(ref.shard, ref.index)
+                return with_mouths(sample, self.settings.contents, shard=self.shards.shards[ref.shard].name)
             except DamagedSample as damage:
                 damaged.append(damage)
                 ref = self.order.after(ref)
@@ -137,18 +144,12 @@ def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ..
     A clip without a second speaker gets zeros as `speech_second` and has_second False; so does one without a reference.
     Raises ValueError naming the sample whose text is too long or whose shapes differ from the first sample's.
     """
-    styles = [_drawn_caption(*clip, step=step, contents=contents) for clip in zip(samples, slots, strict=True)]
-    texts = [sample.texts[style] for sample, style in zip(samples, styles, strict=True)]
-    text = torch.zeros(len(samples), contents.text_tokens, texts[0].shape[1])
-    for row, features, sample in zip(text, texts, samples, strict=True):
-        tokens, width = features.shape
-        if tokens > contents.text_tokens or width != row.shape[1]:
-            raise UserError(
-                f"sample {sample.key}: its text is [{tokens}, {width}], the batch's "
-                f"[{contents.text_tokens}, {row.shape[1]}]; "
-                "the shards were made with another text encoder or length than this run's"
-            )
-        row[:tokens].copy_(torch.from_numpy(features))
+    styles = _drawn_styles(samples, slots, contents.captions, step=step, contents=contents, draw="caption")
+    audio_styles: list[str] = []
+    if contents.audio_captions:
+        audio_styles = _drawn_styles(
+            samples, slots, contents.audio_captions, step=step, contents=contents, draw="audio caption"
+        )
     reference = None
     if contents.reference_tokens:
         reference = _references(samples, slots, step=step, contents=contents)
@@ -156,17 +157,55 @@ def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ..
         keys=tuple(sample.key for sample in samples),
         subsets=tuple(sample.annotation.subset for sample in samples),
         captions=tuple(sample.caption_of(style) for sample, style in zip(samples, styles, strict=True)),
+        audio_captions=tuple(sample.caption_of(style) for sample, style in zip(samples, audio_styles, strict=False)),
         duration_s=samples[0].annotation.seconds,
         step=step,
         slots=slots,
-        text=text,
-        text_lengths=torch.tensor([len(features) for features in texts]),
+        text=_texts(samples, styles, contents),
+        text_lengths=_lengths(samples, styles),
+        audio_text=_texts(samples, audio_styles, contents) if audio_styles else None,
+        audio_text_lengths=_lengths(samples, audio_styles),
         video_latents=_field(samples, "video_latents") if contents.video else None,
         audio_latents=_field(samples, "audio_latents") if contents.audio else None,
         tracks=_tracks(samples) if contents.tracks else None,
         reference=reference,
         has_reference=tuple(bool(sample.references) for sample in samples) if contents.reference_tokens else (),
+        mouth_mask=_field(samples, "mouth_mask", dtype=torch.bool) if contents.mouth_factors else None,
+        has_mouth=tuple(bool(_array(sample, "mouth_mask").any()) for sample in samples)
+        if contents.mouth_factors
+        else (),
     )
+
+
+def with_mouths(sample: EncodedSample, contents: Contents, *, shard: str) -> EncodedSample:
+    """The sample with its mouth mask, where the contents ask for one.
+
+    DamagedSample: its boxes do not fit its frames. UserError: nobody has looked for mouths in it.
+    """
+    if contents.mouth_factors is None:
+        return sample
+    known, (temporal, spatial) = sample.annotation, contents.mouth_factors
+    if not known.mouth_boxes:
+        raise UserError(
+            f"sample {sample.key} of {shard}: its mouths were not looked for, and the mouth loss needs them; prepare "
+            "its clips again with mouths=facemesh (`just prepare`), or train with mouth_weight=0"
+        )
+    try:
+        timing = Timing(
+            fps=known.fps,
+            num_frames=known.num_frames,
+            height=known.height,
+            width=known.width,
+            rate_hz=int(known.rate_hz),
+            temporal_factor=temporal,
+            spatial_factor=spatial,
+        )
+        mask = mouth_mask(known.mouth_boxes, timing=timing, sample=sample.key).numpy()
+        if mask.shape != (cells := _array(sample, "video_latents").shape[1:]):
+            raise ValueError(f"its sizes make {list(mask.shape)} latent cells, it has {list(cells)}")
+    except ValueError as error:
+        raise DamagedSample(shard, sample.key, str(error).removeprefix(f"sample {sample.key}: ")) from error
+    return replace(sample, mouth_mask=mask)
 
 
 def pinned(reading: Reading) -> Reading:
@@ -174,11 +213,43 @@ def pinned(reading: Reading) -> Reading:
     return replace(reading, batch=reading.batch.pinned())
 
 
-def _drawn_caption(sample: EncodedSample, slot: int, *, step: int, contents: Contents) -> str:
-    styles = [style for style in contents.captions if style in sample.texts] or [CAPTION]
-    if len(styles) == 1:
-        return styles[0]
-    return styles[int(numpy_generator(contents.seed, step, slot, "caption").integers(len(styles)))]
+def _drawn_styles(
+    samples: Sequence[EncodedSample],
+    slots: tuple[int, ...],
+    wanted: tuple[str, ...],
+    *,
+    step: int,
+    contents: Contents,
+    draw: str,
+) -> list[str]:
+    """Of each clip one of the wanted styles that it has; draw: the name of the random numbers."""
+    drawn = []
+    for sample, slot in zip(samples, slots, strict=True):
+        styles = [style for style in wanted if style in sample.texts] or [CAPTION]
+        which = 0
+        if len(styles) > 1:
+            which = int(numpy_generator(contents.seed, step, slot, draw).integers(len(styles)))
+        drawn.append(styles[which])
+    return drawn
+
+
+def _texts(samples: Sequence[EncodedSample], styles: Sequence[str], contents: Contents) -> Tensor:
+    """Each clip's text of its style [B, text_tokens, D], zeros after its end."""
+    out = torch.zeros(len(samples), contents.text_tokens, samples[0].texts[styles[0]].shape[1])
+    for row, style, sample in zip(out, styles, samples, strict=True):
+        tokens, width = sample.texts[style].shape
+        if tokens > contents.text_tokens or width != row.shape[1]:
+            raise UserError(
+                f"sample {sample.key}: its text is [{tokens}, {width}], the batch's "
+                f"[{contents.text_tokens}, {row.shape[1]}]; "
+                "the shards were made with another text encoder or length than this run's"
+            )
+        row[:tokens].copy_(torch.from_numpy(sample.texts[style]))
+    return out
+
+
+def _lengths(samples: Sequence[EncodedSample], styles: Sequence[str]) -> tuple[int, ...]:
+    return tuple(len(sample.texts[style]) for sample, style in zip(samples, styles, strict=False))
 
 
 def _references(samples: Sequence[EncodedSample], slots: tuple[int, ...], *, step: int, contents: Contents) -> Tensor:
@@ -208,8 +279,8 @@ def _tracks(samples: Sequence[EncodedSample]) -> Tracks:
     )
 
 
-def _field(samples: Sequence[EncodedSample], name: str) -> Tensor:
-    return _stack(samples, [_array(sample, name) for sample in samples], name)
+def _field(samples: Sequence[EncodedSample], name: str, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    return _stack(samples, [_array(sample, name) for sample in samples], name, dtype=dtype)
 
 
 def _array(sample: EncodedSample, name: str) -> np.ndarray:
@@ -219,8 +290,10 @@ def _array(sample: EncodedSample, name: str) -> np.ndarray:
     return array
 
 
-def _stack(samples: Sequence[EncodedSample], arrays: Sequence[np.ndarray], name: str) -> Tensor:
-    out = torch.empty(len(arrays), *arrays[0].shape)
+def _stack(
+    samples: Sequence[EncodedSample], arrays: Sequence[np.ndarray], name: str, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    out = torch.empty(len(arrays), *arrays[0].shape, dtype=dtype)
     for row, array, sample in zip(out, arrays, samples, strict=True):
         if array.shape != row.shape:
             raise UserError(

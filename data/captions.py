@@ -11,7 +11,8 @@ STYLES: Mapping[str, str] = MappingProxyType({
     "detailed": "the audio caption, then a detailed video caption (UniTalking, Section 3.1, a)",
     "short": "the audio caption, then a short video caption (UniTalking, Section 3.1, b)",
     "fused": "one sentence of what is seen and heard together (UniTalking, Section 3.1, c)",
-    "speech": "the audio caption alone, for sound without a picture (UniTalking, stage 1)",
+    "speech": "the audio caption alone, the words that are said first (UniTalking, stage 1; JoVA's audio branch)",
+    "video": "the video caption alone (JoVA's video branch)",
 })  # fmt: skip
 """The caption styles and what each says; a clip has any of them."""
 

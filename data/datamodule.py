@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from avlit.batch import AVBatch
 from avlit.errors import UserError
 from data.account import Account, of_rank
-from data.batches import BatchReader, Contents, ReaderSettings, collate
+from data.batches import BatchReader, Contents, ReaderSettings, collate, with_mouths
 from data.loader import TrainLoader
 from data.order import Mix
 from data.sample import Annotation, DamagedSample, EncodedSample
@@ -225,7 +225,8 @@ class AVDataModule(LightningDataModule):
             while waiting:
                 place = waiting.pop(0)
                 try:
-                    clips.append(self.shards.read(*place, sound=sound))
+                    sample = self.shards.read(*place, sound=sound)
+                    clips.append(with_mouths(sample, self._contents, shard=self.shards.shards[place[0]].name))
                     break
                 except DamagedSample as damage:
                     _log.warning("damaged held-out clip left out: %s", damage)

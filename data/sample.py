@@ -92,6 +92,7 @@ class EncodedSample:
     video_latents [C, T, h, w]; audio_latents [L, C]; speech, effects, music and, with a second speaker, speech_second
     [F, K, D]; references: up to three of [R, C], latents of other sounds of the speaker.
     waveform: the mixed sound, float32 [N] in [-1, 1] at `annotation.rate_hz`; None where it was not asked for.
+    mouth_mask: bool [T, h, w], the latent cells of the annotation's mouth boxes; made by a reader that is asked for it.
     """
 
     key: str
@@ -105,6 +106,7 @@ class EncodedSample:
     speech_second: np.ndarray | None = None
     references: tuple[np.ndarray, ...] = ()
     waveform: np.ndarray | None = None
+    mouth_mask: np.ndarray | None = None
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:

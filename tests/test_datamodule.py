@@ -98,7 +98,7 @@ def test_a_batch_holds_what_the_shards_hold(root: Path) -> None:
             subset, index = key.rsplit("-", 1)
             expected = make_sample(subset, int(index), LARGE if int(index) < 1000 else SMALL)
             assert (batch.subsets[row], batch.captions[row]) == (subset, expected.annotation.caption)
-            length = int(batch.text_lengths[row])
+            length = batch.text_lengths[row]
             assert (
                 batch.text.shape[1] == 7
                 and length == len(expected.texts["caption"])

@@ -102,14 +102,14 @@ def test_loss_sums_group_by_subset_and_noise_level():
     sums = LossSums(["a", "b"], torch.device("cpu"))
     losses = Losses(parts={"video": torch.tensor([1.0, 2.0, 6.0])}, noise_level=torch.tensor([0.1, 0.9, 1.0]))
     sums.add(losses, ("a", "b", "b"))
-    metrics = sums.read("train/loss")
+    metrics = sums.read("train")
     assert metrics["train/loss/video"] == pytest.approx(3.0)
     assert metrics["train/loss/video/subset/a"] == 1.0
     assert metrics["train/loss/video/subset/b"] == 4.0
     assert metrics["train/loss/video/noise/0"] == 1.0
     assert metrics["train/loss/video/noise/3"] == 4.0
     assert "train/loss/video/noise/1" not in metrics
-    assert sums.read("train/loss") == {}
+    assert sums.read("train") == {}
 
 
 def test_two_accumulated_halves_give_the_update_of_the_whole_batch(tmp_path):

@@ -54,7 +54,7 @@ def batch_of(count: int = 2, *, step: int = 0, has_video: bool = True, has_refer
         step=step,
         slots=tuple(range(count)),
         text=draw(48, 64),
-        text_lengths=torch.full((count,), 48),
+        text_lengths=(48,) * count,
         audio_latents=draw(TOKENS, 64),
         reference=draw(64, 64),
         video_latents=draw(48, FRAMES, 4, 4) if has_video else None,
@@ -157,7 +157,7 @@ def test_a_fallback_is_logged_also_where_it_has_no_weight() -> None:
     made, batch = module(*ONLY["tr2av"]), batch_of(has_reference=False)
     sums = LossSums(["basic_face"], torch.device("cpu"), tasks=made.tasks)
     sums.add(made.step(batch, draws_of(batch)), batch.subsets)
-    assert "val/loss/audio/task/t2av" in sums.read("val/loss")
+    assert "val/loss/audio/task/t2av" in sums.read("val")
 
 
 def test_clips_of_mixed_tasks_are_what_they_are_alone() -> None:
@@ -216,7 +216,7 @@ def test_losses_are_logged_by_task_and_clips_a_part_is_not_of_do_not_thin_it() -
         parts=parts, noise_level=torch.tensor([0.1, 0.1]), applies={"video": (True, False)}, tasks=("t2av", "tv2a")
     )
     sums.add(losses, ("faces", "faces"))
-    metrics = sums.read("train/loss")
+    metrics = sums.read("train")
     assert metrics["train/loss/video"] == metrics["train/loss/video/task/t2av"] == 4.0
     assert metrics["train/loss/video/subset/faces"] == 4.0 and "train/loss/video/task/tv2a" not in metrics
     assert metrics["train/loss/audio"] == 2.0 and metrics["train/loss/audio/task/tv2a"] == 3.0

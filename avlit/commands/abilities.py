@@ -50,6 +50,11 @@ class Abilities:
         )
 
     @property
+    def has_audio_prompt(self) -> bool:
+        """Whether what is heard has a prompt of its own."""
+        return "audio_prompt" in self.accepts
+
+    @property
     def makes_sound(self) -> bool:
         """Whether a clip's sound is generated; otherwise it is that of its tracks."""
         return self.latents_per_s > 0

@@ -59,7 +59,7 @@ def encoders_of(codecs: CodecConfig, reads: Reads, *, peak: float | None, device
         tracks=None
         if codecs.tracks == "none"
         else build_track_encoder(codecs.tracks, codecs.tracks_weights, device=device),
-        captions=tuple(style for style in reads.captions if style != "caption"),
+        captions=tuple(style for style in (*reads.captions, *reads.audio_captions) if style != "caption"),
         reference_tokens=reads.reference_tokens,
         peak=peak,
     )
@@ -69,13 +69,16 @@ def batch_contents(config: Config, encoders: Encoders) -> Contents:
     """What of a sample gets into the batches of a run."""
     from data.batches import Contents
 
+    reads, video = config.reads, encoders.video
     return Contents(
         text_tokens=encoders.text.max_tokens,
-        captions=config.reads.captions,
+        captions=reads.captions,
+        audio_captions=reads.audio_captions,
         video=encoders.video is not None,
         audio=encoders.audio is not None,
         tracks=encoders.tracks is not None,
-        reference_tokens=config.reads.reference_tokens,
+        reference_tokens=reads.reference_tokens,
+        mouth_factors=(video.temporal_factor, video.spatial_factor) if reads.mouths and video is not None else None,
         seed=config.seed,
     )
 

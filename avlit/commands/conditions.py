@@ -18,6 +18,8 @@ from data.sample import CAPTION, Annotation, EncodedSample
 
 KEPT_TEXTS = 16
 """Encoded prompts that are kept: one of T5's is 4 MB, and jobs bring thousands."""
+HEARD = "speech"
+"""The style of what is heard (data/captions.py)."""
 LEAD_OUT_S = 1.0
 """Seconds of a reference that are read beyond what is used, for codecs that look ahead."""
 
@@ -27,7 +29,7 @@ class Conditions:
 
     def __init__(self, encoders: Encoders, abilities: Abilities, *, device: torch.device) -> None:
         self.encoders, self.timing, self.device = encoders, abilities.timing, device
-        self.reference_s = abilities.reference_s
+        self.reference_s, self.has_audio_prompt = abilities.reference_s, abilities.has_audio_prompt
         self._texts: dict[str, np.ndarray] = {}
         self._silence: np.ndarray | None = None
 
@@ -51,6 +53,7 @@ class Conditions:
         if "speech_second" not in plan.soundtrack.paths:
             tracks.pop("speech_second", None)
         has_video = video is not None
+        heard = {HEARD: self.text(plan.audio_prompt)} if self.has_audio_prompt else {}
         sample = EncodedSample(
             key="request",
             annotation=Annotation(
@@ -63,15 +66,17 @@ class Conditions:
                 height=timing.height if has_video else 0,
                 width=timing.width if has_video else 0,
                 duration_s=0.0 if has_video else plan.duration_s,
+                captions={style: plan.audio_prompt or "" for style in heard},
             ),
             video_latents=video,
             audio_latents=audio,
-            texts={CAPTION: self.text(window.prompt)},
+            texts={CAPTION: self.text(window.prompt), **heard},
             references=references,
             **tracks,
         )
         contents = Contents(
             text_tokens=encoders.text.max_tokens,
+            audio_captions=tuple(heard),
             video=has_video,
             audio=audio is not None,
             tracks=has_tracks,

@@ -163,7 +163,8 @@ class Generator:
 
     def text_notes(self, request: Request) -> list[str]:
         """A remark for every prompt of which the text encoder reads a part only."""
-        prompts = {"prompt": request.prompt} | {f"prompt.{s:g}": text for s, text in request.later_prompts.items()}
+        prompts = {"prompt": request.prompt, "audio_prompt": request.audio_prompt}
+        prompts |= {f"prompt.{s:g}": text for s, text in request.later_prompts.items()}
         unread = {key: self.conditions.unread_words(text) for key, text in prompts.items() if text is not None}
         limit = self.encoders.text.max_tokens
         return [

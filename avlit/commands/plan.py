@@ -43,14 +43,15 @@ class Window:
 class Plan:
     """All windows of a clip, its sound, and remarks for the screen.
 
-    num_frames: 0 for sound alone. duration_s: how long the clip lasts. reference: a voice to speak in. video: the file
-    whose frames are given.
+    num_frames: 0 for sound alone. duration_s: how long the clip lasts. audio_prompt: the audio branch's own text.
+    reference: a voice to speak in. video: the file whose frames are given.
     """
 
     windows: tuple[Window, ...]
     soundtrack: Soundtrack
     num_frames: int
     duration_s: float
+    audio_prompt: str | None
     reference: Path | None
     video: Path | None
     notes: tuple[str, ...]
@@ -67,14 +68,15 @@ def plan_clip(request: Request, abilities: Abilities) -> Plan:
     if request.duration_s is not None:
         abilities.refuse_length(request.duration_s)
     notes = _reference_notes(request, abilities)
-    if abilities.makes_sound and request.prompt is None:
-        notes.append("without prompt= the model is given no text: what is said is its own choice")
+    said_by = "audio_prompt" if abilities.has_audio_prompt else "prompt"
+    if abilities.makes_sound and said_by not in request.contents:
+        notes.append(f"without {said_by}= the model is given no text: what is said is its own choice")
     if abilities.makes_video:
         return _plan_video(request, abilities.timing, notes)
     duration_s = abilities.clip_s if request.duration_s is None else request.duration_s
     window = Window(start=0, given=0, count=0, prompt=request.prompt, images={}, seed=request.seed)
     soundtrack = open_soundtrack({}, duration_s=duration_s)
-    return Plan((window,), soundtrack, 0, duration_s, request.reference, None, tuple(notes))
+    return Plan((window,), soundtrack, 0, duration_s, request.audio_prompt, request.reference, None, notes=tuple(notes))
 
 
 def _plan_video(request: Request, timing: Timing, notes: list[str]) -> Plan:
@@ -106,7 +108,16 @@ def _plan_video(request: Request, timing: Timing, notes: list[str]) -> Plan:
     duration_s = num_frames / timing.fps
     soundtrack = open_soundtrack(request.tracks, duration_s=duration_s)
     notes += [*prompt_notes, *_sound_notes(soundtrack, duration_s, timing)]
-    return Plan(windows, soundtrack, num_frames, duration_s, request.reference, request.video, tuple(notes))
+    return Plan(
+        windows,
+        soundtrack,
+        num_frames,
+        duration_s,
+        request.audio_prompt,
+        request.reference,
+        request.video,
+        notes=tuple(notes),
+    )
 
 
 def window_seed(seed: int, number: int) -> int:

@@ -13,8 +13,8 @@ from avlit.settings import nearest
 
 TRACK_KEYS = ("speech", "speech_second", "effects", "music")
 FILE_KEYS = (*TRACK_KEYS, "reference", "video")
-REQUEST_KEYS = ("prompt", "prompt.SECONDS", *FILE_KEYS, "image.FRAME", "duration_s", "seed")
-CONTENT_KEYS = ("prompt", "image", *FILE_KEYS)
+REQUEST_KEYS = ("prompt", "prompt.SECONDS", "audio_prompt", *FILE_KEYS, "image.FRAME", "duration_s", "seed")
+CONTENT_KEYS = ("prompt", "audio_prompt", "image", *FILE_KEYS)
 """Words of which there is one at least in every request, by their part before the dot."""
 
 LAST_FRAME = -1
@@ -26,7 +26,8 @@ class Request:
     """One clip to be made.
 
     prompt: from the beginning on; None gives the model no text, as training's text dropout does. later_prompts:
-    seconds -> the prompt from there on. speech, speech_second, effects, music: sound files that start with the
+    seconds -> the prompt from there on. audio_prompt: what is heard and said, for models whose audio branch has a text
+    of its own. speech, speech_second, effects, music: sound files that start with the
     picture; None is silence. reference: a sound file with the voice to speak in. video: a file whose frames are given
     whole, so that sound is made for them. images: pixel frame -> picture file that the frame shows; negative frames
     count from the end. duration_s: None is the length of the run's clips. seed: of all noise; the same seed makes the
@@ -35,6 +36,7 @@ class Request:
 
     prompt: str | None = None
     later_prompts: Mapping[float, str] = field(default_factory=dict)
+    audio_prompt: str | None = None
     speech: Path | None = None
     speech_second: Path | None = None
     effects: Path | None = None
@@ -46,7 +48,8 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, text in (("prompt", self.prompt), *((f"prompt.{s:g}", p) for s, p in self.later_prompts.items())):
+        later = ((f"prompt.{second:g}", prompt) for second, prompt in self.later_prompts.items())
+        for key, text in (("prompt", self.prompt), ("audio_prompt", self.audio_prompt), *later):
             if text is not None and not text.strip():
                 raise ConfigError(f"{key}=: is empty; leave it out to sample without a prompt")
         if bad := [second for second in self.later_prompts if not (math.isfinite(second) and second > 0)]:
@@ -72,9 +75,13 @@ class Request:
         """What the clip is to show or sound like, as words: `image.0` -> file, `prompt` -> text."""
         found: dict[str, object] = {"prompt": self.prompt}
         found |= {f"prompt.{second:g}": text for second, text in self.later_prompts.items()}
-        found |= {name: getattr(self, name) for name in FILE_KEYS}
+        found |= {name: getattr(self, name) for name in ("audio_prompt", *FILE_KEYS)}
         found |= {image_word(frame): path for frame, path in self.images.items()}
         return {word: str(value) for word, value in found.items() if value is not None}
+
+    def with_text(self, key: str, text: str) -> Request:
+        """The same request with one prompt exchanged; key: prompt or audio_prompt."""
+        return replace(self, **{key: text})  # pyright: ignore[reportArgumentType]
 
     def with_file(self, name: str, path: Path) -> Request:
         """The same request with one file exchanged; name: one of FILE_KEYS."""
@@ -97,19 +104,21 @@ def is_request_key(key: str) -> bool:
 
 
 def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
-    """`prompt=… prompt.SECONDS=… speech=FILE reference=FILE image.FRAME=FILE duration_s=… seed=…` -> Request.
+    """Words (`prompt=… prompt.SECONDS=… audio_prompt=… speech=FILE image.FRAME=FILE duration_s=… seed=…`) -> Request.
 
     seed: where the words have none. ConfigError names the word and what it must be.
     """
     files: dict[str, Path] = {}
     images: dict[int, Path] = {}
     later: dict[float, str] = {}
-    prompt = None
+    prompt = audio_prompt = None
     duration_s = None
     for key, text in words.items():
         name, _, place = key.partition(".")
         if key == "prompt":
             prompt = text
+        elif key == "audio_prompt":
+            audio_prompt = text
         elif name == "prompt":
             second = _number(key, place, "prompt.SECONDS=TEXT, for example prompt.2.5=…")
             if second in later:
@@ -135,7 +144,15 @@ def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
         if prompt is not None:
             raise ConfigError("prompt.0: `prompt=` is the prompt from 0 on; keep one of the two")
         prompt = later.pop(0.0)
-    return Request(prompt=prompt, later_prompts=later, images=images, duration_s=duration_s, seed=seed, **files)
+    return Request(
+        prompt=prompt,
+        later_prompts=later,
+        audio_prompt=audio_prompt,
+        images=images,
+        duration_s=duration_s,
+        seed=seed,
+        **files,
+    )
 
 
 def _path(key: str, text: str) -> Path:

@@ -324,13 +324,17 @@ def start_weights(
         )
         return checkpoint.state.lineage[:-1]
     lineage: tuple[tuple[str, int], ...] = ()
+    inherited: frozenset[str] = frozenset()
     if config.init:
         source = init_source(run, config.init)
         report = load_weights_into(module.model, source, ema=True, base_model=module.base_model)
-        lineage = source.state.lineage
+        lineage, inherited = source.state.lineage, frozenset(report.inherited)
+        module.released -= inherited  # no released folder has them any more
         print(f"init={config.init} (a new run from weights, not a resume): {report}")
     elif not config.model.weights:
         print("Starts from scratch: no `init=` and no `model.weights=` given.")
+    if copied := module.copy_weights(inherited):
+        print(copied)
     module.freeze()
     frozen = [name for name, parameter in module.model.named_parameters() if not parameter.requires_grad]
     if frozen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from avlit.errors import ConfigError, UserError
 from avlit.media import MP4Writer, write_sound
 from avlit.sound import resample
 
-VARIED_KEYS = ("prompt", *FILE_KEYS)
+PROMPT_KEYS = ("prompt", "audio_prompt")
+VARIED_KEYS = (*PROMPT_KEYS, *FILE_KEYS)
 GRID_COLUMNS = 4
 TILE = 256
 """Pixels that the shorter side of a clip in the grid has at least."""
@@ -42,19 +43,19 @@ def variants(request: Request, key: str, text: str) -> list[Variant]:
     """
     if key not in VARIED_KEYS:
         raise ConfigError(f"vary={key}: must be one of {', '.join(VARIED_KEYS)}")
-    divider = "|" if key == "prompt" else ","
+    divider = "|" if key in PROMPT_KEYS else ","
     values = [value.strip() for value in text.split(divider)]
     if len(values) < 2 or not all(values):
         example = (
-            "prompt='a cat | a dog'"
-            if key == "prompt"
+            f"{key}='a cat | a dog'"
+            if key in PROMPT_KEYS
             else f"{key}=a.mp4,b.mp4"
             if key == "video"
             else f"{key}=a.wav,b.wav"
         )
         raise ConfigError(f"{key}={text}: vary={key} needs two values or more, for example {example}")
-    if key == "prompt":
-        return [Variant(f"{n:02d}-prompt", text, replace(request, prompt=text)) for n, text in enumerate(values)]
+    if key in PROMPT_KEYS:
+        return [Variant(f"{n:02d}-{key}", text, request.with_text(key, text)) for n, text in enumerate(values)]
     return [
         Variant(f"{n:02d}-{Path(value).stem}", f"{key}={Path(value).name}", request.with_file(key, Path(value)))
         for n, value in enumerate(values)

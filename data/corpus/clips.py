@@ -154,6 +154,7 @@ def _captions(scene: Scene, utterances: list[Utterance]) -> dict[str, str]:
         "short": joint_caption(heard, scene.short),
         "fused": fused_caption(turns, happening=scene.happening, place=scene.place),
         "speech": heard,
+        "video": scene.detailed,
     }
 
 
