@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-VIDEO_FACTORS = {"none": (4, 8), "embedded": (4, 8), "cogvideox": (4, 8), "wan2.1": (4, 8), "wan2.2": (4, 16)}
+VIDEO_FACTORS = {
+    "none": (4, 8), "embedded": (4, 8), "cogvideox": (4, 8), "wan2.1": (4, 8), "wan2.2": (4, 16), "ltx2": (8, 32),
+}  # fmt: skip
 """Video codec -> how much it divides time and space; without one, the clip that the sound would belong to."""
 
-AUDIO_LATENTS_PER_S = {"embedded": 62.5, "mmaudio": 44100 / 1024}
+AUDIO_LATENTS_PER_S = {"embedded": 62.5, "mmaudio": 44100 / 1024, "ltx2": 25.0}
 """Audio codec -> latents a second."""
 
 

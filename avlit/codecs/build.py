@@ -8,22 +8,25 @@ from avlit.codecs import AudioCodec, TextEncoder, TrackEncoder, VideoCodec
 from avlit.codecs.embedded_audio import EmbeddedAudioCodec, EmbeddedTrackEncoder
 from avlit.codecs.embedded_text import EmbeddedTextEncoder
 from avlit.codecs.embedded_video import EmbeddedVideoCodec
+from avlit.codecs.gemma import GemmaEncoder
+from avlit.codecs.ltx2_audio import LTX2AudioCodec
+from avlit.codecs.ltx2_video import LTX2VideoCodec
 from avlit.codecs.mmaudio import MMAudioCodec
 from avlit.codecs.pretrained import CogVideoXCodec, T5Encoder, Wav2Vec2Encoder
 from avlit.codecs.wan import UMT5Encoder, WanCodec
 from avlit.errors import UserError
 from avlit.timing import VIDEO_FACTORS
 
-VIDEO_CODECS = ("embedded", "cogvideox", "wan2.1", "wan2.2")
+VIDEO_CODECS = ("embedded", "cogvideox", "wan2.1", "wan2.2", "ltx2")
 TRACK_ENCODERS = ("embedded", "wav2vec2")
-TEXT_ENCODERS = ("embedded", "t5", "umt5")
-AUDIO_CODECS = ("embedded", "mmaudio")
+TEXT_ENCODERS = ("embedded", "t5", "umt5", "gemma")
+AUDIO_CODECS = ("embedded", "mmaudio", "ltx2")
 
 
 def build_video_codec(
     name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> VideoCodec:
-    """`embedded`, or `cogvideox`, `wan2.1` or `wan2.2` from a diffusers `folder` with `vae/`.
+    """`embedded`, or `cogvideox`, `wan2.1`, `wan2.2` or `ltx2` from a diffusers `folder` with `vae/`.
 
     device and dtype place its weights. UserError: the folder's VAE divides time or space by other factors.
     """
@@ -31,12 +34,14 @@ def build_video_codec(
         return EmbeddedVideoCodec()
     if name == "cogvideox":
         return CogVideoXCodec(_folder("video", name, folder), device=device, dtype=dtype)
-    if name in ("wan2.1", "wan2.2"):
-        codec = WanCodec(_folder("video", name, folder), device=device, dtype=dtype)
+    if name in ("wan2.1", "wan2.2", "ltx2"):
+        released = LTX2VideoCodec if name == "ltx2" else WanCodec
+        codec = released(_folder("video", name, folder), device=device, dtype=dtype)
         if (codec.temporal_factor, codec.spatial_factor) != VIDEO_FACTORS[name]:
             raise UserError(
                 f"codecs.video={name}: the VAE in {folder} divides space by {codec.spatial_factor}, that of {name} by "
-                f"{VIDEO_FACTORS[name][1]}; give codecs.video_weights={name}'s folder, or the other codecs.video"
+                f"{VIDEO_FACTORS[name][1]} (time by {codec.temporal_factor} and {VIDEO_FACTORS[name][0]}); give "
+                f"codecs.video_weights={name}'s folder, or the other codecs.video"
             )
         return codec
     raise _unknown("codecs.video", name, VIDEO_CODECS)
@@ -54,22 +59,29 @@ def build_track_encoder(name: str, folder: Path | str | None = None, *, device: 
 def build_text_encoder(
     name: str, folder: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TextEncoder:
-    """`embedded`, or `t5` or `umt5` from a diffusers `folder` with `text_encoder/` and `tokenizer/`."""
+    """`embedded`, or `t5`, `umt5` or `gemma` from a diffusers `folder` with `text_encoder/` and `tokenizer/`.
+
+    `gemma` also reads its `connectors/`.
+    """
     if name == "embedded":
         return EmbeddedTextEncoder()
     if name == "t5":
         return T5Encoder(_folder("text", name, folder), device=device, dtype=dtype)
     if name == "umt5":
         return UMT5Encoder(_folder("text", name, folder), device=device, dtype=dtype)
+    if name == "gemma":
+        return GemmaEncoder(_folder("text", name, folder), device=device, dtype=dtype)
     raise _unknown("codecs.text", name, TEXT_ENCODERS)
 
 
 def build_audio_codec(name: str, folder: Path | str | None = None, *, device: str = "cpu") -> AudioCodec:
-    """`embedded`, or `mmaudio` from a diffusers `folder` with `audio_vae/` and `vocoder/`."""
+    """`embedded`, or `mmaudio` or `ltx2` from a diffusers `folder` with `audio_vae/` and `vocoder/`."""
     if name == "embedded":
         return EmbeddedAudioCodec()
     if name == "mmaudio":
         return MMAudioCodec(_folder("audio", name, folder), device=device)
+    if name == "ltx2":
+        return LTX2AudioCodec(_folder("audio", name, folder), device=device)
     raise _unknown("codecs.audio", name, AUDIO_CODECS)
 
 
