@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Contents:
     each clip and step; one that every clip has where it has none of them. audio_captions: the same for the audio
     branch's own text, without which it has none. reference_tokens: R, the length that the reference sound is padded to
     or cut at, 0 for none; one of the clip's is drawn. seed: of these draws. mouth_factors: by which the video codec
-    divides time and space, to mask the mouths; None masks none.
+    divides time and space, to mask the mouths; None masks none. controls: those of CONTROLS that are read.
     """
 
     text_tokens: int
@@ -39,6 +40,7 @@ class Contents:
     tracks: bool = True
     reference_tokens: int = 0
     mouth_factors: tuple[int, int] | None = None
+    controls: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -141,7 +143,8 @@ def training_sources(shards: ShardSet, subsets: Sequence[tuple[str, float]]) -> 
 def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ...], contents: Contents) -> AVBatch:
     """Samples of one shape -> AVBatch in float32, text padded with zeros to [B, text_tokens, D].
 
-    A clip without a second speaker gets zeros as `speech_second` and has_second False; so does one without a reference.
+    A clip without a second speaker gets zeros as `speech_second` and has_second False; so does one without a reference,
+    or without one of the controls that are read.
     Raises ValueError naming the sample whose text is too long or whose shapes differ from the first sample's.
     """
     styles = _drawn_styles(samples, slots, contents.captions, step=step, contents=contents, draw="caption")
@@ -150,6 +153,9 @@ def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ..
         audio_styles = _drawn_styles(
             samples, slots, contents.audio_captions, step=step, contents=contents, draw="audio caption"
         )
+    controls: dict[str, Any] = {name: _controls(samples, name) for name in contents.controls}
+    for name in contents.controls:
+        controls[f"has_{name}"] = tuple(getattr(sample, name) is not None for sample in samples)
     reference = None
     if contents.reference_tokens:
         reference = _references(samples, slots, step=step, contents=contents)
@@ -174,6 +180,7 @@ def collate(samples: Sequence[EncodedSample], *, step: int, slots: tuple[int, ..
         has_mouth=tuple(bool(_array(sample, "mouth_mask").any()) for sample in samples)
         if contents.mouth_factors
         else (),
+        **controls,
     )
 
 
@@ -188,7 +195,7 @@ def with_mouths(sample: EncodedSample, contents: Contents, *, shard: str) -> Enc
     if not known.mouth_boxes:
         raise UserError(
             f"sample {sample.key} of {shard}: its mouths were not looked for, and the mouth loss needs them; prepare "
-            "its clips again with mouths=facemesh (`just prepare`), or train with mouth_weight=0"
+            "its clips again with mouths=facemesh (`just prepare`), or train with mouth_weight=null"
         )
     try:
         timing = Timing(
@@ -266,6 +273,21 @@ def _references(samples: Sequence[EncodedSample], slots: tuple[int, ...], *, ste
                 )
             row[: len(latents)].copy_(torch.from_numpy(latents))
     return out
+
+
+def _controls(samples: Sequence[EncodedSample], name: str) -> Tensor:
+    """A control of each clip, [B, C, T, h, w] or of a reference image [B, C, 1, h, w]; zeros for a clip without one."""
+    nothing = np.zeros_like(_array(samples[0], "video_latents"))
+    if name == "reference_image":
+        nothing = nothing[:, :1]
+    arrays = [nothing if (array := getattr(sample, name)) is None else array for sample in samples]
+    for array, sample in zip(arrays, samples, strict=True):
+        if array.shape != nothing.shape:  # checked here, as the first clip's own may be the odd one
+            raise UserError(
+                f"sample {sample.key}: {name} is {list(array.shape)}, its video latents ask for "
+                f"{list(nothing.shape)}; prepare its clips again"
+            )
+    return _stack(samples, arrays, name)
 
 
 def _tracks(samples: Sequence[EncodedSample]) -> Tracks:

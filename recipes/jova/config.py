@@ -124,11 +124,11 @@ class JoVAConfig(Config):
 
     def check(self) -> None:
         """Raise ValueError where the branches that are trained and the codecs do not fit."""
+        if self.codecs.video == self.codecs.audio == "none":
+            raise ValueError("codecs.video=none: codecs.audio is none, too; one of the two must make latents")
         super().check()
         self.model.check()
         wanted = "audio" if self.codecs.video == "none" else "video" if self.codecs.audio == "none" else "all"
-        if self.codecs.video == self.codecs.audio == "none":
-            raise ValueError("codecs.video=none: codecs.audio is none, too; one of the two must make latents")
         if not self.is_joint and self.model.trainable != wanted:
             raise ValueError(
                 f"model.trainable={self.model.trainable}: with codecs.video={self.codecs.video} and "
