@@ -402,6 +402,23 @@ def test_hints_learn_first_and_then_all_of_the_bypass_and_never_the_backbone():
     assert all(gradient is None for name, gradient in found.items() if name.startswith("backbone."))
 
 
+def test_a_bypass_block_reads_what_the_one_before_made_of_the_context():
+    model, x = built(trained=True), inputs()
+    expected = run(model, x, control=controls())
+    for modality in ("video", "audio"):
+        first = bypass_of(model)[modality].blocks["0"]
+        with torch.no_grad():
+            first.hint.weight.zero_()
+            first.hint.bias.zero_()
+    silent = run(model, x, control=controls())
+    assert differ(silent, expected) == (True, True)
+    for place, modality in enumerate(("video", "audio")):
+        with torch.no_grad():
+            bypass_of(model)[modality].blocks["0"].ff.net[2].bias.add_(1)
+        assert differ(run(model, x, control=controls()), silent)[place]
+        silent = run(model, x, control=controls())
+
+
 def test_the_backbone_alone_can_be_trained_before_it_has_a_bypass():
     model = BypassLTX2(TINY)
     assert all(name.startswith("backbone.") for name in model.state_dict())
