@@ -21,6 +21,11 @@ train *words: setup
 curriculum *words: setup
     @{{python}} -m avlit curriculum "$@"
 
+# train and measure a paper's table: table=jova_lambda [quick=true] [seeds=0,1] [jobs=2] [KEY=VALUE …]
+[no-exit-message]
+reproduce *words: setup
+    @{{python}} -m avlit reproduce "$@"
+
 # go on with a run exactly where it was stopped or killed: run=last|ID|FOLDER [KEY=VALUE …]
 [no-exit-message]
 resume *words: setup
@@ -31,7 +36,7 @@ resume *words: setup
 sample *words: setup
     @{{python}} -m avlit sample "$@"
 
-# what a model does inside, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=FOLDER]
+# what a model does, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=…]
 [no-exit-message]
 inspect *words: setup
     @{{python}} -m avlit inspect "$@"

@@ -10,9 +10,10 @@ from avlit.settings import nearest
 COMMANDS = {
     "train": "train a recipe: recipe=mtv_stage3 [size=tiny|paper] [init=RUN_OR_FOLDER] [KEY=VALUE …]",
     "curriculum": "train all stages of a paper, each from the last one's weights: recipe=mtv [KEY=VALUE …]",
+    "reproduce": "train and measure a paper's table: table=jova_lambda [quick=true] [seeds=0,1] [jobs=2] [KEY=VALUE …]",
     "resume": "go on with a run exactly where it was stopped or killed: run=last|ID|FOLDER [KEY=VALUE …]",
     "sample": "make clips from a run: run=last [prompt=… speech=a.wav image.0=a.png out=a.mp4 | jobs=FILE out=FOLDER]",
-    "inspect": "what a model does inside, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=FOLDER]",
+    "inspect": "what a model does, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=…]",
     "prepare": "raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER",
     "recipes": "list the recipes, one line each",
     "config": "print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]",

@@ -85,7 +85,9 @@ class Provenance:
 def source_digests(recipe_folder: Path) -> dict[str, str]:
     """Sources that a run of the recipe may execute or read -> 16 hex digits of their contents."""
     folders = [ROOT / "avlit", ROOT / "data", ROOT / "callbacks", recipe_folder]
-    paths = [path for folder in folders for kind in ("*.py", "*.yaml") for path in folder.rglob(kind)]
+    found = [path for folder in folders for kind in ("*.py", "*.yaml") for path in folder.rglob(kind)]
+    # A paper's table says which runs are made, not what one of them computes.
+    paths = [path for path in found if path.parent.name != "tables"]
     return {
         path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name: hashlib.sha256(
             path.read_bytes()

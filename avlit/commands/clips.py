@@ -141,19 +141,28 @@ def measure_lip_sync(
     but where speech is generated only clips with one speaker are measured: it is one sound. Empty where fewer than two
     speak.
     """
-    makes_sound = encoders.audio is not None
-    clips = [
+    clips = clips_that_speak(clips, makes_sound=encoders.audio is not None)
+    if not clips or encoders.video is None:
+        return {}
+    sampled = sample_clips(
+        module, clips, encoders=encoders, settings=settings, seed=seed, gives_first_frame=True, on_step=on_step
+    )
+    return lip_sync_of(clips, sampled)
+
+
+def clips_that_speak(clips: Sequence[HeldoutClip], *, makes_sound: bool) -> list[HeldoutClip]:
+    """The clips of the embedded corpus in which someone speaks; one alone where the speech is generated."""
+    return [
         clip
         for clip in clips
         if (persons := clip.annotation.truth.get("speech_envelope"))
         and isinstance(persons, list)
         and not (makes_sound and len(persons) > 1)
     ]
-    if not clips or encoders.video is None:
-        return {}
-    sampled = sample_clips(
-        module, clips, encoders=encoders, settings=settings, seed=seed, gives_first_frame=True, on_step=on_step
-    )
+
+
+def lip_sync_of(clips: Sequence[HeldoutClip], sampled: Sequence[SampledClip]) -> dict[str, float]:
+    """Lip sync of clips that were sampled for held-out ones that speak; see `measure_lip_sync`."""
     apertures, envelopes = [], []
     for clip, made in zip(clips, sampled, strict=True):
         assert made.video is not None

@@ -1,4 +1,4 @@
-"""`just resume`: goes on with a run, or a curriculum, exactly where its newest checkpoint left it."""
+"""`just resume`: goes on with a run, a curriculum or a table, exactly where its newest checkpoint left it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def main(words: Sequence[str]) -> int:
         from avlit.commands.curriculum import resume_curriculum
 
         return resume_curriculum(run, rest, allow_change=allow_change)
+    if (run.path / "reproduce.json").exists():
+        from avlit.commands.reproduce import resume_table
+
+        return resume_table(run, rest, allow_change=allow_change)
     return resume(run, rest, allow_change=allow_change).exit_status
 
 

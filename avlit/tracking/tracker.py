@@ -203,11 +203,10 @@ def open_parent(
     experiment: str = "avlit",
     run_name: str | None = None,
     is_resumed: bool = False,
+    kind: str = "curriculum",
 ) -> Tracker:
-    """The tracker of a run that others name as their parent: MLflow's page shows them under it."""
-    return Tracker(
-        run, uri=uri, experiment=experiment, run_name=run_name, tags={"kind": "curriculum"}, is_resumed=is_resumed
-    )
+    """The tracker of a run that others name as their parent: MLflow's page shows them under it. kind: its tag."""
+    return Tracker(run, uri=uri, experiment=experiment, run_name=run_name, tags={"kind": kind}, is_resumed=is_resumed)
 
 
 def delivery(run: Run) -> str:
