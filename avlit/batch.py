@@ -41,6 +41,8 @@ class AVBatch:
     video_latents [B, C, T, h, w] and audio_latents [B, L, C], normalised as the backbone expects.
     reference [B, R, C]: latents of another sound of the same speaker, zero-padded; has_reference: which clips have one
     (on the host).
+    reference_image [B, C, 1, h, w], depth and pose [B, C, T, h, w]: latents of the video codec, zeros where a clip has
+    none; has_reference_image, has_depth, has_pose: which clips have one (on the host).
     mouth_mask bool [B, T, h, w]: latent cells that show a mouth; has_mouth: the clips with any (on the host).
     """
 
@@ -62,6 +64,12 @@ class AVBatch:
     has_reference: tuple[bool, ...] = ()
     mouth_mask: Tensor | None = None
     has_mouth: tuple[bool, ...] = ()
+    reference_image: Tensor | None = None
+    has_reference_image: tuple[bool, ...] = ()
+    depth: Tensor | None = None
+    has_depth: tuple[bool, ...] = ()
+    pose: Tensor | None = None
+    has_pose: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)

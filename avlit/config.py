@@ -63,13 +63,17 @@ class Reads:
 
     captions: styles of caption, one of which is drawn for each clip and step; a clip that has none of them gives the
     caption that every clip has. audio_captions: the same for the audio branch, where it has a text of its own.
-    reference_tokens: most latents of the reference sound, 0 for none. mouths: where the clip shows mouths.
+    reference_tokens: most latents of the reference sound, 0 for none; own_reference: `just prepare` cuts it from the
+    clip's own file, where the clip is not. mouths: where the clip shows mouths. controls: reference_image, depth and
+    pose, any of them, as latents of the video codec.
     """
 
     captions: tuple[str, ...] = ("caption",)
     audio_captions: tuple[str, ...] = ()
     reference_tokens: int = 0
+    own_reference: bool = False
     mouths: bool = False
+    controls: tuple[str, ...] = ()
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The words for a clip, written once: the corpus and `just prepare` caption their clips with these templates."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,8 +14,15 @@ STYLES: Mapping[str, str] = MappingProxyType({
     "fused": "one sentence of what is seen and heard together (UniTalking, Section 3.1, c)",
     "speech": "the audio caption alone, the words that are said first (UniTalking, stage 1; JoVA's audio branch)",
     "video": "the video caption alone (JoVA's video branch)",
+    "visual_speech": "what is seen and the words that are said, `[VISUAL]: … [SPEECH]: …` (MMControl, Section 3.1)",
 })  # fmt: skip
 """The caption styles and what each says; a clip has any of them."""
+
+
+NO_SPEECH = "No speech."
+"""What a caption says where nobody speaks."""
+
+_VISUAL_SPEECH = re.compile(r"\s*\[VISUAL\]:\s*(?P<visual>\S.*?)\s*\[SPEECH\]:\s*(?P<speech>\S.*?)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ def audio_caption(turns: Sequence[Turn], *, sound: str = "", music: str = "") ->
     Raises ValueError for a turn without words, or one of several without its person.
     """
     if not turns:
-        parts = ["No speech."]
+        parts = [NO_SPEECH]
     elif len(turns) == 1 and not turns[0].person:
         parts = [f"Speech: {_sentence(_words(turns[0]))}"]
         if turns[0].voice:
@@ -65,6 +73,31 @@ def joint_caption(audio: str, video: str) -> str:
         if not caption.strip():
             raise ValueError(f"{name}={caption!r}: a joint caption has words for what is heard and for what is seen")
     return f"{_sentence(audio.strip())} {_sentence(video.strip())}"
+
+
+def visual_speech_caption(visual: str, speech: str) -> str:
+    """A video caption and the words that are said, none for nobody speaking, as one prompt (MMControl, Section 3.1).
+
+    Raises ValueError where nothing is said of what is seen, or where either holds a mark of the format.
+    """
+    words = {"visual": " ".join(visual.split()), "speech": " ".join(speech.split())}
+    if not words["visual"]:
+        raise ValueError(f"visual={visual!r}: a prompt says what is seen")
+    for name, text in words.items():
+        if mark := next((mark for mark in ("[VISUAL]:", "[SPEECH]:") if mark in text), None):
+            raise ValueError(f"{name}={text!r}: holds {mark}, which the prompt itself puts before its parts")
+    return f"[VISUAL]: {words['visual']} [SPEECH]: {words['speech'] or NO_SPEECH}"
+
+
+def split_visual_speech(prompt: str) -> tuple[str, str]:
+    """`[VISUAL]: A room. [SPEECH]: hello` -> ("A room.", "hello"); ValueError for a prompt of another form."""
+    found = _VISUAL_SPEECH.fullmatch(prompt)
+    if found is None or len(re.findall(r"\[(?:VISUAL|SPEECH)\]:", prompt)) > 2:
+        raise ValueError(
+            f"{prompt!r}: must be of the form `[VISUAL]: what is seen [SPEECH]: the words that are said`, with "
+            f"{NO_SPEECH!r} where nobody speaks"
+        )
+    return found["visual"], found["speech"]
 
 
 def fused_caption(turns: Sequence[Turn], *, happening: str = "", place: str = "") -> str:

@@ -18,6 +18,8 @@ class RawClip:
     mouth_boxes: per frame, per person (x1, y1, x2, y2) in pixels; no entry where no mouth is seen.
     truth: the embedded corpus's exact ground truth (JSON values only); empty for real clips.
     captions: the clip in other words, by style (`data.captions.STYLES`); empty where `caption` is all there is.
+    reference_image uint8 [H, W, 3]: a person of the clip before grey; depth and pose uint8 [F, H, W, 3]: the frames'
+    depth (white is nearest) and skeletons as pictures. None where the clip has none, or nobody asked.
     references: at most three other utterances of the speaker who talks most, float32 [N'] mono in [-1, 1] at
     `rate_hz`; none overlaps the clip's own sound.
     """
@@ -37,6 +39,9 @@ class RawClip:
     truth: dict[str, object] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     references: tuple[np.ndarray, ...] = ()
+    reference_image: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    pose: np.ndarray | None = None
 
     @property
     def mix(self) -> np.ndarray:

@@ -22,7 +22,7 @@ from data.corpus import CorpusSettings, make_clip
 from data.corpus import identity as corpus_identity
 from data.live_writer import LOG_NAME, WriterLock
 from data.manifest import MANIFEST, Manifest, Shard, check_same_identity, read_manifest
-from data.sample import EncodedSample
+from data.sample import CONTROLS, EncodedSample
 from data.shard_writer import write_shard
 
 if TYPE_CHECKING:  # the command that starts the writer has not imported torch yet, and must not wait for it
@@ -45,7 +45,7 @@ _SOURCES = ("data/corpus/*.py", "data/captions.py", "data/encode.py", "data/samp
 class EmbeddedSet:
     """What decides the contents of an embedded shard set: settings, clips of each subset, seed, and the code itself.
 
-    has_frames: False is a set of sound without picture.
+    has_frames: False is a set of sound without picture. controls: those of CONTROLS that its samples hold.
     """
 
     settings: CorpusSettings
@@ -53,6 +53,7 @@ class EmbeddedSet:
     heldout_clips: int
     seed: int = 0
     has_frames: bool = True
+    controls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, value in (("data.num_clips", self.num_clips), ("data.heldout_clips", self.heldout_clips)):
@@ -93,11 +94,13 @@ class EmbeddedSet:
         start, stop = _ranges(shard.split, count)[_number(shard)]
         first = 0 if shard.split == "train" else HELDOUT_START
         for index in range(first + start, first + stop):
-            clip = make_clip(shard.subset, index, self.settings, self.seed, has_frames=self.has_frames)
+            clip = make_clip(
+                shard.subset, index, self.settings, self.seed, has_frames=self.has_frames, controls=self.controls
+            )
             yield encode_clip(clip, self._used(encoders), source=f"embedded corpus, {shard.subset} {index}")
 
     def _used(self, encoders: "Encoders") -> "Encoders":
-        return encoders if self.has_frames else replace(encoders, video=None, tracks=None)
+        return replace(encoders, controls=self.controls) if self.has_frames else encoders.without_picture()
 
 
 def ensure_embedded(
@@ -109,10 +112,12 @@ def ensure_embedded(
     heldout_clips: int = 64,
     seed: int = 0,
     has_frames: bool = True,
+    controls: Sequence[str] = (),
 ) -> Path:
     """The folder of the embedded shard set, with a background process writing what `subsets` still lack.
 
-    num_clips, heldout_clips: clips of each subset. has_frames: False for sound without picture.
+    num_clips, heldout_clips: clips of each subset. has_frames: False for sound without picture. controls: those of
+    CONTROLS that are made, in any order; a set without them is written in less time.
     Returns at once; `ShardSet` waits for the shards that it reads.
     Two runs at the same time share one writer, and a run goes on with what a killed writer left.
     Raises ValueError for an unknown subset or a number of clips that the corpus does not have.
@@ -120,7 +125,8 @@ def ensure_embedded(
     for subset in subsets:
         if subset not in SUBSETS:
             raise UserError(f"data.subsets.{subset}: the embedded corpus has {', '.join(SUBSETS)}")
-    embedded = EmbeddedSet(settings, num_clips, heldout_clips, seed, has_frames)
+    made = tuple(name for name in CONTROLS if name in controls)
+    embedded = EmbeddedSet(settings, num_clips, heldout_clips, seed, has_frames, made)
     root = Path(cache_dir).resolve() / embedded.name
     root.mkdir(parents=True, exist_ok=True)
     for subset in subsets:
@@ -197,7 +203,8 @@ def main(words: Sequence[str]) -> None:
     os.nice(10)  # training comes first; the writer takes what is left of the processor
     torch.set_num_threads(1)
     values = json.loads(described)
-    embedded = EmbeddedSet(**{**values, "settings": CorpusSettings(**values["settings"])})
+    values |= {"settings": CorpusSettings(**values["settings"]), "controls": tuple(values["controls"])}
+    embedded = EmbeddedSet(**values)
     write_missing(Path(root), embedded, embedded_encoders(), WriterLock(Path(root), int(descriptor)))
 
 

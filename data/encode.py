@@ -1,6 +1,6 @@
 """RawClip to EncodedSample: frames and sound to latents, tracks to features, captions to text, through the codecs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ import torch
 from avlit.codecs import AudioCodec, TextEncoder, TrackEncoder, VideoCodec
 from avlit.sound import gain_to_peak, resample
 from data.clip import RawClip
-from data.sample import CAPTION, MAX_REFERENCES, TRACKS, Annotation, EncodedSample
+from data.sample import CAPTION, CONTROLS, MAX_REFERENCES, TRACKS, Annotation, EncodedSample
 from data.shards import Identity
 
 
@@ -17,6 +17,7 @@ class Encoders:
     """What makes a clip's text, latents and track features; None makes none.
 
     captions: styles of caption that are encoded where a clip has them, besides the one that every clip has.
+    controls: those of CONTROLS that are encoded where a clip has them, by the video codec.
     reference_tokens: most latents of a reference sound that are kept, 0 for none. peak: loudest sample that the sound
     of a clip and of a reference is brought to before it is encoded; None leaves it as it is.
     """
@@ -26,14 +27,27 @@ class Encoders:
     audio: AudioCodec | None = None
     tracks: TrackEncoder | None = None
     captions: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
     reference_tokens: int = 0
     peak: float | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.controls) - set(CONTROLS):
+            raise ValueError(f"controls={self.controls}: {min(unknown)!r} is none of {', '.join(CONTROLS)}")
+        if self.controls and self.video is None:
+            raise ValueError(f"controls={self.controls}: they are encoded by the video codec, and there is none")
+
+    def without_picture(self) -> "Encoders":
+        """The same for sound without picture."""
+        return replace(self, video=None, tracks=None, controls=())
 
     def identity(self, *, fps: float, rate_hz: int) -> Identity:
         """What a shard set made with these encoders is identified by, and what a run that has them needs of it."""
         made = {"video_codec": self.video, "audio_codec": self.audio, "track_encoder": self.tracks}
         identity: Identity = {"fps": float(fps), "rate_hz": int(rate_hz), "text_encoder": self.text.identity}
         identity |= {name: codec.identity for name, codec in made.items() if codec is not None}
+        if self.controls:
+            identity["controls"] = ",".join(name for name in CONTROLS if name in self.controls)
         if self.reference_tokens:
             identity["reference_tokens"] = self.reference_tokens
         if self.audio is not None:  # 0 for none, so that a run without a peak and a set with one are told apart
@@ -56,12 +70,16 @@ def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> Encod
                 f"{num_frames} frames at {clip.fps} fps and {clip.rate_hz} Hz last" if num_frames else "speech has"
             )
             raise ValueError(f"clip {clip.key}: {name} has {list(track.shape)} samples; {lasting} {expected}")
-    video_latents, features = None, {}
+    video_latents, features, controls = None, {}, {}
     if encoders.video is not None:
         if clip.frames is None:
             raise ValueError(f"clip {clip.key}: sound without picture, for a shard set with a video codec")
-        video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2).float().div(127.5).sub(1)  # [3, F, H, W]
-        video_latents = encoders.video.encode(video[None])[0].float().numpy()
+        video_latents = picture_latents(clip.frames, codec=encoders.video)
+        controls = {
+            name: picture_latents(_control(clip, name, clip.frames), codec=encoders.video)
+            for name in encoders.controls
+            if getattr(clip, name) is not None
+        }
     if encoders.tracks is not None:
         features = {
             name: track_features(track, rate_hz=clip.rate_hz, encoder=encoders.tracks, num_frames=num_frames)
@@ -104,7 +122,14 @@ def encode_clip(clip: RawClip, encoders: Encoders, *, source: str = "") -> Encod
         references=tuple(references),
         waveform=sound.astype(np.float32),
         **features,
+        **controls,
     )
+
+
+def picture_latents(frames: np.ndarray, *, codec: VideoCodec) -> np.ndarray:
+    """Frames uint8 [F, H, W, 3] -> latents [C, T, h, w] of a video codec."""
+    video = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float().div(127.5).sub(1)  # [3, F, H, W]
+    return codec.encode(video[None])[0].float().cpu().numpy()
 
 
 def sound_latents(sound: np.ndarray, *, rate_hz: int, codec: AudioCodec) -> np.ndarray:
@@ -117,3 +142,15 @@ def track_features(track: np.ndarray, *, rate_hz: int, encoder: TrackEncoder, nu
     """A track [N] at `rate_hz` that covers `num_frames` of video -> features [F, K, D] at the video's frame rate."""
     waveform = torch.from_numpy(np.ascontiguousarray(resample(track, rate_hz, encoder.rate_hz), np.float32))
     return encoder.encode(waveform, num_frames=num_frames).float().numpy()
+
+
+def _control(clip: RawClip, name: str, frames: np.ndarray) -> np.ndarray:
+    """A control of a clip as frames [F or 1, H, W, 3]; ValueError where they are not of the clip's size."""
+    pictures = getattr(clip, name)
+    expected = frames.shape[1:] if name == "reference_image" else frames.shape
+    if pictures.shape != expected or pictures.dtype != np.uint8:
+        raise ValueError(
+            f"clip {clip.key}: {name} is {pictures.dtype} {list(pictures.shape)}; beside its frames it must be uint8 "
+            f"{list(expected)}"
+        )
+    return pictures[None] if name == "reference_image" else pictures

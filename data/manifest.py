@@ -19,8 +19,12 @@ Identity = dict[str, str | int | float]
 
 _NAME = re.compile(r"[A-Za-z0-9_]+-(train|heldout)-\d{6}")
 _SHAPE = re.compile(r"\d{1,6}x\d{1,6}x\d{1,6}|\d{1,9}ms")
-_LENGTH = "reference_tokens"
+_LEAST = _LENGTH, _LISTED = "reference_tokens", "controls"
 _SETTINGS = {"peak": "peak (data.peak, 0.0 for null)"}
+_FIX = {
+    "controls": "; prepare the clips again with this run's recipe and NAME.depth.mp4, NAME.pose.mp4, NAME.mask.png "
+    "beside them"
+}
 _MOST_SAMPLES = 1_000_000  # of a shard: samples are shuffled by the manifest's word, before an index is read
 
 
@@ -103,10 +107,12 @@ def _problem(shard: Shard) -> str | None:
 def check_identity(root: Path, found: Mapping[str, object], needed: Mapping[str, object]) -> None:
     """ShardError naming every key of `needed` that the set at `root` was made without or with another value of.
 
-    Of reference_tokens a set may have more than are needed: a run cuts references to its own length.
+    Of reference_tokens and controls a set may have more than are needed: a run cuts references to its own length, and
+    reads the controls that it needs.
     """
     lines = [
-        f"{_name(key)}: the shards have {_said(found, key)}, this run needs {'at least ' * (key == _LENGTH)}{value!r}"
+        f"{_name(key)}: the shards have {_said(found, key)}, this run needs {'at least ' * (key in _LEAST)}{value!r}"
+        f"{_FIX.get(key, '')}"
         for key, value in sorted(needed.items())
         if not _is_met(key, found.get(key), value)
     ]
@@ -137,6 +143,8 @@ def _refuse(root: Path, differences: Sequence[str]) -> None:
 def _is_met(key: str, has: object, value: object) -> bool:
     if key == _LENGTH and isinstance(has, int) and isinstance(value, int):
         return has >= value
+    if key == _LISTED and isinstance(has, str) and isinstance(value, str):
+        return set(value.split(",")) <= set(has.split(","))
     return has == value
 
 

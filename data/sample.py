@@ -20,10 +20,14 @@ MEMBERS = ("flac", "json", "safetensors")
 
 TRACKS = ("speech", "effects", "music")
 MAX_REFERENCES = 3
+CONTROLS = ("reference_image", "depth", "pose")
+"""Pictures that a clip may be generated after, as latents of its video codec; listed in this order everywhere."""
+
 CAPTION = "caption"
 """The style of `Annotation.caption`, which every sample has."""
 
 _RANKS = {"video_latents": 4, "audio_latents": 2, "speech": 3, "effects": 3, "music": 3, "speech_second": 3}
+_RANKS |= dict.fromkeys(CONTROLS, 4)
 _RANKS |= {f"reference.{number}": 2 for number in range(MAX_REFERENCES)}
 _TEXT = re.compile(r"text\.[a-z_]{1,32}")
 _FIELDS_OF_CODEC = {"video_codec": ("video_latents",), "audio_codec": ("audio_latents",), "track_encoder": TRACKS}
@@ -91,6 +95,7 @@ class EncodedSample:
     Arrays are float16 or float32: texts: style -> [L, D] without padding, with CAPTION among them;
     video_latents [C, T, h, w]; audio_latents [L, C]; speech, effects, music and, with a second speaker, speech_second
     [F, K, D]; references: up to three of [R, C], latents of other sounds of the speaker.
+    reference_image [C, 1, h, w], depth and pose [C, T, h, w]: latents of the video codec; a clip may have none of each.
     waveform: the mixed sound, float32 [N] in [-1, 1] at `annotation.rate_hz`; None where it was not asked for.
     mouth_mask: bool [T, h, w], the latent cells of the annotation's mouth boxes; made by a reader that is asked for it.
     """
@@ -105,6 +110,9 @@ class EncodedSample:
     music: np.ndarray | None = None
     speech_second: np.ndarray | None = None
     references: tuple[np.ndarray, ...] = ()
+    reference_image: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    pose: np.ndarray | None = None
     waveform: np.ndarray | None = None
     mouth_mask: np.ndarray | None = None
 

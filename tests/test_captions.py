@@ -2,7 +2,15 @@
 
 import pytest
 
-from data.captions import Turn, audio_caption, fused_caption, joint_caption, mtv_caption
+from data.captions import (
+    Turn,
+    audio_caption,
+    fused_caption,
+    joint_caption,
+    mtv_caption,
+    split_visual_speech,
+    visual_speech_caption,
+)
 
 HE = Turn("good  morning", "Person1", "a man in red", "low male")
 SHE = Turn("hello moon", "Person2", "a woman", "")
@@ -73,3 +81,31 @@ def test_captions_refuse_what_they_cannot_say() -> None:
     for audio, video in ((" ", "A dog."), ("No speech.", "")):
         with pytest.raises(ValueError, match="joint caption"):
             joint_caption(audio, video)
+
+
+def test_visual_speech_caption_is_split_into_what_it_was_made_of() -> None:
+    prompt = visual_speech_caption(" A man\n waves.", "good  morning")
+    assert prompt == "[VISUAL]: A man waves. [SPEECH]: good morning"
+    assert split_visual_speech(prompt) == split_visual_speech(f" {prompt}\n") == ("A man waves.", "good morning")
+    assert split_visual_speech(visual_speech_caption("Rain.", "")) == ("Rain.", "No speech.")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "", "A man waves.", "[VISUAL]: A man waves.", "[SPEECH]: hello", "[VISUAL]: [SPEECH]: hello",
+        "[VISUAL]: A man waves. [SPEECH]: ", "[SPEECH]: hello [VISUAL]: A man", "VISUAL: a man SPEECH: hello",
+        "Now [VISUAL]: A man. [SPEECH]: hello", "[VISUAL]: A [VISUAL]: man. [SPEECH]: hello",
+        "[VISUAL]: A man. [SPEECH]: hello [SPEECH]: there",
+    ],
+)  # fmt: skip
+def test_prompts_of_another_form_are_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"must be of the form `\[VISUAL\]: what is seen \[SPEECH\]: the words"):
+        split_visual_speech(prompt)
+
+
+def test_visual_speech_caption_refuses_what_could_not_be_split_again() -> None:
+    with pytest.raises(ValueError, match="visual=' '"):
+        visual_speech_caption(" ", "hello")
+    with pytest.raises(ValueError, match=r"speech='\[VISUAL\]: x'"):
+        visual_speech_caption("A man", "[VISUAL]: x")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from avlit.codecs.embedded_text import WORD, EmbeddedTextEncoder
-from data.captions import STYLES
+from data.captions import STYLES, split_visual_speech
 from data.clip import SUBSETS, RawClip
 from data.corpus import (
     TRACKS,
@@ -281,8 +281,11 @@ def test_captions_follow_the_template_and_stay_short() -> None:
             for person in clip.truth["identity"]:  # type: ignore[union-attr]
                 clothes = f"{person['clothes_colour']} {person['garment']}"
                 assert f"{person['hair_colour']} hair and a {clothes}" in clip.caption
-            assert str(clip.truth["prompt"]).startswith("[VISUAL]: ")
-            assert f"[SPEECH]: {clip.transcript or 'No speech.'}" in str(clip.truth["prompt"])
+            assert clip.captions["visual_speech"] == clip.truth["prompt"]
+            seen, said = split_visual_speech(str(clip.truth["prompt"]))
+            assert said == (clip.transcript or "No speech.")
+            for person in clip.truth["identity"]:  # type: ignore[union-attr]
+                assert not any(look in seen for look in (person["garment"], person["gender"], person["hair_style"]))
 
 
 def test_words_lie_inside_the_clip_and_where_the_voice_sounds() -> None:
@@ -369,9 +372,9 @@ def test_captions_of_all_styles_hold_the_spoken_words_and_fit_the_text_encoder(s
             " ".join(word["word"] for word in clip.truth["words"] if word["person"] == person)  # type: ignore[union-attr]
             for person in range(len(clip.truth["identity"]))  # type: ignore[arg-type]
         ]
-        for style in ("detailed", "short", "fused", "speech"):
+        for style in ("detailed", "short", "fused", "speech", "visual_speech"):
             assert all(words in clip.captions[style] for words in said), clip.captions[style]
-        for style in ("short", "fused", "speech"):
+        for style in ("short", "fused", "speech", "visual_speech"):
             assert len(WORD.findall(clip.captions[style])) <= encoder.max_tokens, clip.captions[style]
         heard = encoder.encode(clip.captions["speech"])
         for style in ("detailed", "short"):

@@ -459,6 +459,7 @@ def annotated(**change: object) -> bytes:
                 ("audio_latents", [0, 10**12]),
                 ("speech", [0, 2, 3]),
                 ("video_latents", [0, 3, 2, 2]),
+                ("depth", [0, 10**12, 2, 2]),
                 ("reference.0", [0, 4]),
             )
         ),
@@ -467,6 +468,8 @@ def annotated(**change: object) -> bytes:
             header(**{"text.caption": tensor([1, 65_537], 131_074)}) + bytes(131_074),
             "text.caption has shape [1, 65537]; rows have up to 65536 values",
         ),
+        ("safetensors", header(pose=tensor([4, 2, 2], 32)) + bytes(32), "pose has shape [4, 2, 2]; expected 4 axes"),
+        ("safetensors", header(reference_image=tensor([1 << 20] * 3 + [1], 1 << 61)), "lies outside the member"),
         (
             "safetensors",
             header(**{"reference.2": tensor([2, 2])}) + bytes(8),

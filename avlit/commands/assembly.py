@@ -34,6 +34,7 @@ def shard_roots(config: Config) -> list[Path]:
         subsets=tuple(data.subsets) or SUBSETS,
         num_clips=data.num_clips,
         has_frames=config.codecs.video != "none",
+        controls=config.reads.controls,
     )
     return [root]
 
@@ -60,6 +61,7 @@ def encoders_of(codecs: CodecConfig, reads: Reads, *, peak: float | None, device
         if codecs.tracks == "none"
         else build_track_encoder(codecs.tracks, codecs.tracks_weights, device=device),
         captions=tuple(style for style in (*reads.captions, *reads.audio_captions) if style != "caption"),
+        controls=reads.controls,
         reference_tokens=reads.reference_tokens,
         peak=peak,
     )
@@ -79,6 +81,7 @@ def batch_contents(config: Config, encoders: Encoders) -> Contents:
         tracks=encoders.tracks is not None,
         reference_tokens=reads.reference_tokens,
         mouth_factors=(video.temporal_factor, video.spatial_factor) if reads.mouths and video is not None else None,
+        controls=reads.controls,
         seed=config.seed,
     )
 

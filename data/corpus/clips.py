@@ -1,9 +1,12 @@
 """make_clip: from (subset, index, settings, seed) to a RawClip with its captions and its exact truth."""
 
+from collections.abc import Collection
+
 import numpy as np
 
-from data.captions import audio_caption, fused_caption, joint_caption, mtv_caption
+from data.captions import audio_caption, fused_caption, joint_caption, mtv_caption, visual_speech_caption
 from data.clip import RawClip
+from data.corpus.conditions import control_frames
 from data.corpus.dialogue import (
     NUM_REFERENCES,
     main_speaker,
@@ -35,11 +38,13 @@ def make_clip(
     *,
     has_frames: bool = True,
     has_references: bool = True,
+    controls: Collection[str] = (),
 ) -> RawClip:
     """Render one clip: picture, demixed tracks, captions and truth; no state, so any order gives the same clips.
 
     Without frames nothing is painted (`frames` None, no mouth boxes), without references none are spoken, and all the
-    rest is the same clip in less time.
+    rest is the same clip in less time. controls: which of `data.sample.CONTROLS` are made; the reference image is of
+    the person whose voice the references are.
 
     Bits are equal on equal processors; another vector unit may round a pixel or a sample by one level.
     """
@@ -59,6 +64,7 @@ def make_clip(
     apertures = [mouth_aperture(voice, settings) for voice in voices]
     spreads = [mouth_spread(said, settings.frame_times) for said in utterances]
     captions = _captions(scene, utterances)
+    person = main_speaker(utterances) if utterances else 0
     said_words = transcript(utterances)
     truth: dict[str, object] = {
         "mouth_aperture": [_rounded(aperture) for aperture in apertures],
@@ -75,7 +81,7 @@ def make_clip(
             for word in said.words
         ],
         "background": {"place": scene.background.place, "colour": scene.background.colour},
-        "prompt": f"[VISUAL]: {scene.detailed} [SPEECH]: {said_words or 'No speech.'}",
+        "prompt": captions["visual_speech"],
         **_event_truth(scene),
         **_mood_truth(scene),
     }
@@ -92,6 +98,7 @@ def make_clip(
         truth=truth,
         captions=captions,
         references=_references(scene, utterances, subset, index, settings, seed) if has_references else (),
+        **{name: control_frames(name, subset, index, settings, seed, person=person) for name in controls},
     )  # fmt: skip
 
 
@@ -155,6 +162,7 @@ def _captions(scene: Scene, utterances: list[Utterance]) -> dict[str, str]:
         "fused": fused_caption(turns, happening=scene.happening, place=scene.place),
         "speech": heard,
         "video": scene.detailed,
+        "visual_speech": visual_speech_caption(scene.staging, transcript(utterances)),
     }
 
 

@@ -30,6 +30,24 @@ def depth_frames(subset: str, index: int, settings: CorpusSettings, seed: int = 
     )
 
 
+def control_frames(
+    name: str, subset: str, index: int, settings: CorpusSettings, seed: int = 0, *, person: int = 0
+) -> np.ndarray | None:  # fmt: skip
+    """A control of a clip as pictures: uint8 [F, H, W, 3], or of `reference_image` [H, W, 3].
+
+    name: reference_image (of `person`), depth (white is nearest) or pose. None where the clip shows nobody, but it
+    always has a depth.
+    """
+    if name == "depth":
+        grey = np.rint(255 * depth_frames(subset, index, settings, seed)).astype(np.uint8)  # [F, H, W]
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if not plan_scene(subset, index, settings, seed).persons:
+        return None
+    if name == "pose":
+        return pose_frames(subset, index, settings, seed)
+    return reference_image(subset, index, settings, seed, person=person)
+
+
 def pose_frames(subset: str, index: int, settings: CorpusSettings, seed: int = 0) -> np.ndarray:
     """Skeletons of a clip's persons on black: uint8 [F, H, W, 3]; all black where nobody is."""
     scene = plan_scene(subset, index, settings, seed)

@@ -109,6 +109,13 @@ class Scene:
         return f"{words[0].upper()}{words[1:]}."
 
     @property
+    def staging(self) -> str:
+        """A video caption without anybody's looks, which a reference image is left to say."""
+        if len(self.persons) > 1:
+            return f"Two persons take turns {self.background.words}."
+        return self.words("a person")
+
+    @property
     def place(self) -> str:
         """Where it happens and in which light, with its preposition."""
         return self.background.words if self.mood is None else f"{self.background.words} in {self.mood.palette} light"
