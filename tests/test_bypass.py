@@ -422,7 +422,14 @@ def test_a_bypass_block_reads_what_the_one_before_made_of_the_context():
 def test_the_backbone_alone_can_be_trained_before_it_has_a_bypass():
     model = BypassLTX2(TINY)
     assert all(name.startswith("backbone.") for name in model.state_dict())
-    assert reached(gradients(model, inputs())) == set(bypass_trainable(model, which="backbone"))
+    found = gradients(model, inputs())
+    assert all(velocity.abs().max() == 0 for velocity in run(model, inputs()))
+    heads = {f"backbone.{own}proj_out.{kind}" for own in ("", "audio_") for kind in ("weight", "bias")}
+    assert reached(found) == heads
+    trained = built()
+    trained.bypass = None
+    trained.requires_grad_(True)
+    assert reached(gradients(trained, inputs())) == set(bypass_trainable(model, which="backbone"))
     with pytest.raises(ValueError, match="trainable='bypass' for a model without one: call add_bypass first"):
         bypass_trainable(model, which="bypass")
 

@@ -21,6 +21,7 @@ from avlit.models.ltx2_backbone import (
     Modality,
     audio_coords,
     build_ltx2,
+    calm_ltx2,
     ltx2_block,
     ltx2_conditions,
     ltx2_rotary,
@@ -118,13 +119,14 @@ class BypassLTX2(nn.Module):
     bypass: nn.ModuleDict | None
 
     def __init__(self, config: LTX2Config, *, seed: int = 0) -> None:
-        """Weights drawn from `seed`, whatever ran before. Under `torch.device("meta")` nothing is drawn."""
+        """Weights drawn from `seed`, whatever ran before, with zero heads. On the meta device nothing is drawn."""
         super().__init__()
         config.check()
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(numpy_generator(seed, "backbone").integers(2**63)))
             self.backbone = build_ltx2(config)
+        calm_ltx2(self.backbone)
         self.bypass = None
         self.gradient_checkpointing = False
         self.rotary_of_shape: dict[tuple[object, ...], tuple[Rotary, Rotary]] = {}

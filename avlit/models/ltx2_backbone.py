@@ -58,6 +58,21 @@ def build_ltx2(config: LTX2Config) -> Stock:
     )
 
 
+@torch.no_grad()
+def calm_ltx2(backbone: Stock) -> None:
+    """A drawn backbone to one that learns well from the start; released weights need none of it.
+
+    The stock model draws the tables of attention between the streams with unit variance, gates included, and a head
+    that is not zero. Here they have the variance 1/D of its other tables, and the head predicts zero.
+    """
+    for block in backbone.transformer_blocks:
+        for table in (block.video_a2v_cross_attn_scale_shift_table, block.audio_a2v_cross_attn_scale_shift_table):
+            table.div_(table.shape[-1] ** 0.5)
+    for head in (backbone.proj_out, backbone.audio_proj_out):
+        head.weight.zero_()
+        head.bias.zero_()
+
+
 # Coordinates.
 
 
