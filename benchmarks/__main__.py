@@ -1,6 +1,6 @@
 """`just bench`: every measurement that takes no trained run, one after the other."""
 
-from benchmarks import checkpoints, joint, loop, reading, resume, resume_position, tracking
+from benchmarks import checkpoints, joint, loop, mouth_loss, reading, resume, resume_position, tracking
 
 if __name__ == "__main__":
     reading.main([])
@@ -10,3 +10,4 @@ if __name__ == "__main__":
     tracking.main([])
     loop.main([])
     joint.main([])
+    mouth_loss.main([])

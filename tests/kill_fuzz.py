@@ -26,7 +26,10 @@ TINY = (
     "validation.clips=4", "validation.every=3", "sample.steps=1", "sample.count=1", "sample.sync_clips=0",
     "sample.every=4", "train.threads=1", "train.log_every=1", "checkpoint.every=1",
 )  # fmt: skip
-TINY_OF_PAPER = {"mtv": ("model.num_interaction_blocks=1", "model.audio_hidden=16")}
+TINY_OF_PAPER = {
+    "mtv": ("model.num_interaction_blocks=1", "model.audio_hidden=16"),
+    "jova": ("model.num_single_layers=1", "model.head_dim=16", "model.rope_axes=[4,6,6]"),
+}
 MODES = ("any time", "in a save", "at a stage's start", "in training")
 
 

@@ -76,6 +76,7 @@ def resumed(folder: Path, *more: str) -> int:
         ("recipe=mtv", "data.workers=2"),
         ("recipe=mtv", "train.accumulate=2"),
         ("recipe=unitalking", "data.subsets={basic_face: 1}"),
+        ("recipe=jova",),
     ],
 )
 def test_a_curriculum_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path, settings: tuple[str, ...]):
