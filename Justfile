@@ -64,7 +64,7 @@ ui *words: setup
 # run the tests; further words go to pytest
 [no-exit-message]
 test *words: setup
-    @{{python}} -m pytest -q "$@"
+    @{{python}} -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 
 # kill training at random moments and compare with a run that was never stopped: [kills=25] [seed=0] [KEY=VALUE …]
 fuzz *words: setup

@@ -1,4 +1,4 @@
-"""What every test shares: two threads, a fixed seed for code that initialises weights, and no network."""
+"""What every test shares: at most two threads, a fixed seed for code that initialises weights, and no network."""
 
 import json
 import os
@@ -11,7 +11,8 @@ import pytest
 
 def pytest_configure() -> None:
     """Before any test file imports torch."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // workers))))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
