@@ -55,9 +55,13 @@ class NoAudioError(MediaError):
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file says of itself, before decoding: pixels as shown, seconds; None for a stream it does not have."""
+    """What a file says of itself, before decoding: pixels as shown, seconds; None for a stream it does not have.
+
+    duration_s: of its longest stream; picture_s: of its picture.
+    """
 
     duration_s: float
+    picture_s: float | None
     fps: float | None
     height: int | None
     width: int | None
@@ -81,11 +85,12 @@ def probe(path: Path | str) -> MediaInfo:
         video, audio = _video_stream(container), _audio_stream(container)
         if video is None and audio is None:
             raise MediaError(f"{path}: has neither video nor sound")
-        seconds = [float(stream.duration * stream.time_base) for stream in (video, audio)
-                   if stream is not None and stream.duration and stream.time_base]  # fmt: skip
-        duration = max(seconds, default=(container.duration or 0) / av.time_base)
+        seconds = {stream.type: float(stream.duration * stream.time_base) for stream in (video, audio)
+                   if stream is not None and stream.duration and stream.time_base}  # fmt: skip
+        whole = (container.duration or 0) / av.time_base
         return MediaInfo(
-            duration_s=duration,
+            duration_s=max(seconds.values(), default=whole),
+            picture_s=seconds.get("video", whole) if video else None,
             fps=float(_rate(path, video)) if video else None,
             height=video.codec_context.height if video else None,
             width=video.codec_context.width if video else None,
@@ -140,16 +145,25 @@ def read_clip(
     return MediaClip(frames=np.stack(frames), fps=rate, waveform=waveform, rate_hz=rate_hz)
 
 
-def read_audio(path: Path | str, rate_hz: int, *, start_s: float = 0.0, duration_s: float | None = None) -> np.ndarray:
+def read_audio(
+    path: Path | str,
+    rate_hz: int,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    after_picture: bool = False,
+) -> np.ndarray:
     """A sound file's (or a video's) sound as float32 [N] mono in [-1, 1] at `rate_hz`.
 
-    start_s, duration_s: the part that is read, from the sound's own first sample on; shorter where the sound ends, and
-    empty beyond. A part equals the same part of the whole bit for bit where the file's time stamps are exact.
+    start_s, duration_s: the part that is read, from the sound's own first sample on, or with after_picture from the
+    first frame on, as in `read_clip`; shorter where the sound ends, and empty beyond. A part equals the same part of
+    the whole bit for bit where the file's time stamps are exact.
     """
     # From a whole second on, where samples of any two rates meet, and one earlier for the resampler's filter.
     lead_s = max(0, math.floor(start_s) - 1)
     end_s = math.inf if duration_s is None else start_s + duration_s
-    sound = _read_sound(path, rate_hz, origin_s=None, start_s=float(lead_s), length_s=end_s - lead_s)
+    origin_s = _picture_start_s(path) if after_picture else None
+    sound = _read_sound(path, rate_hz, origin_s=origin_s, start_s=float(lead_s), length_s=end_s - lead_s)
     first = round((start_s - lead_s) * rate_hz)
     return sound[first:] if duration_s is None else sound[first : first + round(duration_s * rate_hz)]
 
@@ -174,8 +188,11 @@ def audio_length_s(path: Path | str) -> float:
     return end / native
 
 
-def read_image(path: Path | str, *, size: tuple[int, int]) -> np.ndarray:
-    """A picture file -> uint8 [H, W, 3] of `size` (height, width), upright, scaled to cover and cut as clips are."""
+def read_image(path: Path | str, *, size: tuple[int, int] | None) -> np.ndarray:
+    """A picture file -> uint8 [H, W, 3] of `size` (height, width), upright, scaled to cover and cut as clips are.
+
+    size None keeps the file's.
+    """
     if not Path(path).is_file():
         raise MediaError(f"{path}: there is no such file")
     try:
@@ -206,6 +223,14 @@ def _video_stream(container: InputContainer) -> av.VideoStream | None:
 
 def _audio_stream(container: InputContainer) -> av.AudioStream | None:
     return next(iter(container.streams.audio), None)
+
+
+def _picture_start_s(path: Path | str) -> float:
+    with _opened(path) as container:
+        video = _video_stream(container)
+        if video is None:
+            raise NoVideoError(f"{path}: has no video stream")
+        return _start_s(video)
 
 
 def _rate(path: Path | str, stream: av.VideoStream) -> Fraction:

@@ -18,6 +18,9 @@ STYLES: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 """The caption styles and what each says; a clip has any of them."""
 
+PROMPT = "visual_speech"
+"""The style that has a form of its own, so that what is said can be told from what is seen."""
+
 
 NO_SPEECH = "No speech."
 """What a caption says where nobody speaks."""

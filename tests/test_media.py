@@ -173,6 +173,10 @@ def test_sound_that_starts_late_keeps_its_place(tmp_path: Path) -> None:
     expected = np.zeros(16000, np.float32)
     expected[4000:8000], expected[10000:14000] = sound[:4000], sound[4000:]
     np.testing.assert_allclose(read, expected, atol=0.01)
+    part = read_audio(path, 16000, start_s=0.4, duration_s=0.3, after_picture=True)
+    np.testing.assert_allclose(part, expected[6400:11200], atol=0.01)
+    part = read_audio(path, 16000, start_s=0.15, duration_s=0.3)  # after its own beginning
+    np.testing.assert_allclose(part, expected[6400:11200], atol=0.01)
 
 
 def test_a_turned_clip_is_shown_upright(tmp_path: Path) -> None:

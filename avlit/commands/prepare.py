@@ -22,12 +22,14 @@ def main(words: Sequence[str]) -> int:
     """`source=FOLDER out=FOLDER` and any key of PrepareConfig; status 1 if not one window was kept."""
     config = load_prepare_config(words)
 
+    from data.prepare.controls import build_annotators
     from data.prepare.mouths import build_mouth_finder
     from data.prepare.preparation import NothingKeptError, Preparation, prepare
     from data.prepare.separation import build_separator
 
     separator = None if config.codecs.tracks == "none" else build_separator(config.separator)
     mouths = None if config.is_sound_alone else build_mouth_finder(config.mouths)
+    annotators = build_annotators(config.annotators)
     how = Preparation(
         timing=config.timing,
         stride_frames=config.stride_frames,
@@ -37,6 +39,8 @@ def main(words: Sequence[str]) -> int:
         include=config.include,
         pattern=config.name_pattern,
         length_step_s=config.length_step_s if config.is_sound_alone else None,
+        own_reference=config.reads.own_reference and not config.is_sound_alone,
+        free_prompts=config.free_prompts,
     )
     if config.measure_latents:
         print(f"{measure_latents(config, how)}: mean and std of each latent channel, measured over {config.source}")
@@ -52,6 +56,7 @@ def main(words: Sequence[str]) -> int:
             encoders=encoders,
             separator=separator,
             mouths=mouths,
+            annotators=annotators,
             settings=asdict(config),
         )
     except NothingKeptError as error:

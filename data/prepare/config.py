@@ -10,6 +10,7 @@ from avlit.discovery import recipe_folder, recipe_paths
 from avlit.errors import ConfigError
 from avlit.settings import Settings, read_words, setting
 from avlit.timing import VIDEO_FACTORS, Timing
+from data.captions import PROMPT
 from data.clip import SUBSETS
 from data.prepare.names import NamePattern
 
@@ -91,6 +92,15 @@ class PrepareConfig:
     mouths: Literal["auto", "none", "facemesh"] = setting(
         "auto", "finds mouths, for a loss on them; auto takes facemesh where it is installed", not_with=SOUND_ALONE
     )
+    annotators: str = setting(
+        "",
+        "names of installed annotators, with commas; each makes depth, pose or reference_image of clips without a file "
+        "for it (NAME.depth.mp4, NAME.pose.mp4, NAME.mask.png)",
+        not_with=SOUND_ALONE,
+    )
+    free_prompts: bool = setting(
+        False, "also takes captions that are not of the form `[VISUAL]: … [SPEECH]: …`, where the recipe reads that one"
+    )
     subset: str = setting("single_character", "subset of clips whose caption names none and describes nobody")
     shard_samples: int = setting(256, "most samples of one shard", low=1)
     data: WindowConfig = field(default_factory=WindowConfig)
@@ -132,6 +142,10 @@ class PrepareConfig:
                 f"data.peak={self.data.peak:g}: recipe={self.recipe} generates no sound, so it is left as recorded; "
                 "leave it out"
             )
+        if self.annotators and not self.reads.controls:
+            raise ValueError(f"annotators={self.annotators}: recipe={self.recipe} reads no controls; leave it out")
+        if self.free_prompts and PROMPT not in self.reads.captions:
+            raise ValueError(f"free_prompts=true: recipe={self.recipe} reads captions of any form; leave it out")
         if not Path(self.source).is_dir():
             raise ValueError(f"source={self.source}: no such folder")
         if self.captions is not None and not Path(self.captions).is_file():

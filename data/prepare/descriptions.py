@@ -5,6 +5,8 @@ A record's fields: `file` (in a JSONL file), `subset` (a name or a list), and ei
 {style: text} (`data.captions.STYLES`), whose first is then the caption. Optional: `captions` beside a caption,
 `num_speakers`, `transcript`, `speaker`, `source`. Others are not read. Sound alone needs no more than a `transcript`.
 A clip's transcript leads its `detailed` caption, which is made where the record has no style for picture and sound.
+`words` [{`word`, `start_s`, `end_s`}], in seconds of the clip, tell which of them a window holds. A caption of the form
+`[VISUAL]: … [SPEECH]: …` is one of style `visual_speech`; else that is made from what is seen and said.
 """
 
 import json
@@ -14,13 +16,27 @@ from functools import reduce
 from pathlib import Path
 
 from avlit.errors import ConfigError
-from data.captions import STYLES, Turn, audio_caption, joint_caption, mtv_caption
+from data.captions import (
+    NO_SPEECH,
+    PROMPT,
+    STYLES,
+    Turn,
+    audio_caption,
+    joint_caption,
+    mtv_caption,
+    split_visual_speech,
+    visual_speech_caption,
+)
 from data.clip import SUBSETS
 from data.prepare.names import NamePattern
+from data.prepare.timed_words import TimedWord, timed_words, words_between
 
 SINGLE_PERSON = ("basic_face", "single_character")
 JOINT_STYLES = ("detailed", "short", "fused")
 """Captions of picture and sound together, which hold the words that are spoken."""
+
+
+_WITHOUT_WORDS = ("structured", "video")
 
 
 class Rejected(Exception):
@@ -34,6 +50,8 @@ class Description:
     captions: the caption in other styles; with a transcript, `speech` is among them, and of a clip one of JOINT_STYLES.
     is_verbatim: the caption is the transcript's words and nothing else, so it holds for the whole sound only.
     is_one_voice: one person is heard speaking, so that any part of the sound lends its voice to another.
+    seen: what the clip shows. spoken: what is said, "" where nobody speaks, None where nobody knows. words: the same
+    with their times; with them, `record` is what `in_window` describes anew.
     """
 
     caption: str
@@ -44,12 +62,60 @@ class Description:
     captions: Mapping[str, str] = field(default_factory=dict)
     is_verbatim: bool = False
     is_one_voice: bool = False
+    seen: str = ""
+    spoken: str | None = None
+    words: tuple[TimedWord, ...] = ()
+    record: Mapping[object, object] | None = None
+
+    @property
+    def holds_words(self) -> bool:
+        """Whether a caption or the transcript holds what is said, so that it is not that of a part of the sound."""
+        given = self.captions.get(PROMPT)
+        return bool(self.transcript or "speech" in self.captions) or (
+            given is not None and not given.endswith(NO_SPEECH)
+        )
+
+    def in_window(self, start_s: float, end_s: float) -> "Description":
+        """The same for a part of a clip whose words have times: a word belongs where its middle is."""
+        assert self.record is not None
+        said = words_between(self.words, start_s, end_s)
+        kept = {style: text for style, text in _captions(self.record).items() if style in _WITHOUT_WORDS}
+        changed = {**self.record, "words": None, "transcript": said, "captions": kept or None}
+        if _is_prompt(caption := _string(self.record, "caption")):
+            changed["caption"] = split_visual_speech(caption)[0]
+        try:
+            return describe(changed, default_subset=self.subsets[0])
+        except ValueError as error:
+            raise Rejected(f"of a window, without the captions that hold the whole clip's words: {error}") from error
+
+    def with_prompt(self, *, free: bool) -> "Description":
+        """The same with a caption of style PROMPT; Rejected where what is said is not known.
+
+        free: a prompt of another form is taken, and none is made where what is said is not known.
+        """
+        try:
+            if given := self.captions.get(PROMPT):
+                if not free:
+                    split_visual_speech(given)
+                return self
+            if self.spoken is not None:
+                return replace(self, captions={**self.captions, PROMPT: visual_speech_caption(self.seen, self.spoken)})
+        except ValueError as error:
+            raise Rejected(f"captions.{PROMPT}: {error}; free_prompts=true takes others as they are") from error
+        if free:
+            return self
+        raise Rejected(
+            "what is said is not known, and the recipe's prompts are `[VISUAL]: … [SPEECH]: …`: say it in its "
+            '`transcript` ("" for nothing), of a clip longer than a window with times in its `words`, or write its '
+            "caption in that form; free_prompts=true takes others as they are"
+        )
 
     def without_words(self) -> "Description":
         """The same for a part of the sound: no transcript, and no style that begins with what the whole sound says."""
         words = self.captions.get("speech")
         captions = {} if words is None else {s: text for s, text in self.captions.items() if not text.startswith(words)}
-        return replace(self, transcript="", captions=captions)
+        captions.pop(PROMPT, None)
+        return replace(self, transcript="", captions=captions, spoken=None)
 
 
 class Descriptions:
@@ -139,7 +205,8 @@ def describe(record: object, *, default_subset: str, has_picture: bool = True) -
         raise ValueError("a record is a JSON object {…}")
     persons = _persons(record)
     subsets = _subsets(record, persons, default_subset)
-    transcript = " ".join(_string(record, "transcript").split())
+    words = timed_words(record.get("words"))
+    transcript = " ".join(_string(record, "transcript").split()) or " ".join(each.word for each in words)
     captions = _captions(record)
     if transcript:
         captions = {"speech": audio_caption([Turn(transcript)]), **captions}
@@ -160,7 +227,10 @@ def describe(record: object, *, default_subset: str, has_picture: bool = True) -
         raise ValueError(f"{needed}; it has {', '.join(map(str, record)) or 'no fields'}")
     if has_picture and "speech" in captions and not captions.keys() & {*JOINT_STYLES}:
         captions["detailed"] = reduce(joint_caption, seen or [caption], captions["speech"])
+    if has_picture and PROMPT not in captions and _is_prompt(caption):
+        captions[PROMPT] = caption
     speaker = " ".join(_string(record, "speaker").split())
+    is_known = bool(words) or isinstance(record.get("transcript"), str) or _num_speakers(record) == 0
     return Description(
         caption,
         subsets,
@@ -170,6 +240,10 @@ def describe(record: object, *, default_subset: str, has_picture: bool = True) -
         captions=captions,
         is_verbatim=is_verbatim,
         is_one_voice=bool(speaker) or _is_one_voice(record, subsets, is_spoken=bool(transcript)),
+        seen=reduce(joint_caption, seen or [captions.get("video", caption)]),
+        spoken=transcript if is_known else None,
+        words=words if has_picture else (),
+        record={**record, "subset": list(subsets)} if words and has_picture else None,
     )
 
 
@@ -188,6 +262,14 @@ def _captions(record: Mapping[object, object]) -> dict[str, str]:
         if not captions[style]:
             raise ValueError(f"captions.{style}={text!r}: is empty")
     return captions
+
+
+def _is_prompt(caption: str) -> bool:
+    try:
+        split_visual_speech(caption)
+    except ValueError:
+        return False
+    return True
 
 
 def _speech(

@@ -9,27 +9,31 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
 from avlit.durable import sync_folder
 from avlit.errors import UserError
 from avlit.timing import Timing
+from data.captions import PROMPT
 from data.clip import RawClip
 from data.encode import Encoders, encode_clip
 from data.live_writer import LOCK_NAME, is_written
 from data.prepare.config import check_out
+from data.prepare.controls import Annotator, ClipControls, controls_there
 from data.prepare.descriptions import Description, Descriptions, Rejected
 from data.prepare.mouths import MouthFinder
 from data.prepare.names import NamePattern
-from data.prepare.references import ReferencePool, Utterance
+from data.prepare.own_reference import OwnReferences, own_references
+from data.prepare.references import ROUNDING_S, ReferencePool, Utterance
 from data.prepare.report import FileReport, Report
 from data.prepare.separation import Separator
 from data.prepare.sounds import SoundWindows
 from data.prepare.sources import CLIP_SUFFIXES, SOUND_SUFFIXES, choose_clips, content
 from data.prepare.splits import Splitter
 from data.prepare.windows import ClipWindows
-from data.sample import check_sample
+from data.sample import CONTROLS, check_sample
 from data.shards import ShardWriter
 
 MAX_SLUG = 40
@@ -49,7 +53,8 @@ class Preparation:
     """How clips are chosen, cut, split and named. stride_frames: from one window's start to the next.
 
     include: glob on file names without suffix. pattern: reads those names. length_step_s: sound is prepared without
-    picture, with silence up to a multiple of this; None prepares clips.
+    picture, with silence up to a multiple of this; None prepares clips. own_reference: reference voices are cut from a
+    clip's own file, apart from the window. free_prompts: see `Description.with_prompt`.
     """
 
     timing: Timing
@@ -60,6 +65,8 @@ class Preparation:
     include: str = "*"
     pattern: NamePattern | None = None
     length_step_s: float | None = None
+    own_reference: bool = False
+    free_prompts: bool = False
 
     @property
     def has_picture(self) -> bool:
@@ -98,28 +105,32 @@ def prepare(
     encoders: Encoders,
     separator: Separator | None,
     mouths: MouthFinder | None = None,
+    annotators: Sequence[Annotator] = (),
     settings: dict[str, object],
     progress: bool = True,
 ) -> Report:
     """Writes the shard set `out` from the clips in `source`, complete or not at all, with its report.
 
     separator: makes the tracks of clips without stems; None where the recipe reads no tracks. mouths: finds the mouths
-    of clips with a picture. settings: what is recorded in the report. Raises UserError where `source` has no clips or
-    `out` is not empty, and NothingKeptError where no window is kept; a file that cannot be used is reported and never
-    ends the preparation.
+    of clips with a picture. annotators: make the controls of clips that have no file for them. settings: what is
+    recorded in the report. Raises UserError where `source` has no clips or `out` is not empty, and NothingKeptError
+    where no window is kept; a file that cannot be used is reported and never ends the preparation.
     """
-    there, clips, descriptions = choose(source, captions=captions, how=how)
-    report = Report(settings, problems=descriptions.problems, passed_over=len(there) - len(clips))
+    files, clips, descriptions = choose(source, captions=captions, how=how)
+    report = Report(settings, problems=descriptions.problems, passed_over=len(files) - len(clips))
     report.styles = encoders.captions
     report.mouth_finder = mouths.name if mouths and how.has_picture else ""
     usable = _described(clips, source, descriptions, report)
+    there = controls_there((path for path, _ in usable.values()), encoders.controls, annotators)
+    report.no_controls = tuple(name for name in encoders.controls if name not in there)
+    encoders = replace(encoders, controls=there)  # a set says of itself what it has
     splitter = Splitter(
         {name: description.subsets for name, (_, description) in usable.items()},
         how.heldout,
         speakers={name: each.speaker for name, (_, each) in usable.items()} if encoders.reference_tokens else None,
         are_utterances=not how.has_picture,
     )
-    pool, last = ReferencePool(reference_tokens=encoders.reference_tokens), ""
+    pool, last = ReferencePool(reference_tokens=0 if how.own_reference else encoders.reference_tokens), ""
     slugs = _slugs(usable)
     identity = encoders.identity(fps=how.timing.fps, rate_hz=how.timing.rate_hz)
     with _committed(out) as folder:
@@ -135,7 +146,19 @@ def prepare(
                 try:
                     windows = _windows(path, how, separator, mouths)
                     file.tracks = windows.tracks
-                    utterances = _utterances(windows, file, description, slugs[name], how, encoders)
+                    controls = None
+                    if encoders.controls:
+                        names = encoders.controls
+                        controls = ClipControls(path, names=names, timing=how.timing, annotators=annotators)
+                    references = None
+                    if how.own_reference:
+                        references = own_references(
+                            path, encoders, rate_hz=how.timing.rate_hz, duration_s=windows.duration_s,
+                            is_one_voice=description.is_one_voice, only_before="tail" in splitter.mode(name),
+                        )  # fmt: skip
+                    utterances = _utterances(
+                        windows, file, description, slugs[name], how, encoders, controls=controls, references=references
+                    )
                     for utterance in _split(utterances, file, splitter, how):
                         held_windows += utterance.split == "heldout"
                         _write(writer, pool.add(utterance))
@@ -187,13 +210,27 @@ def _utterances(
     slug: str,
     how: Preparation,
     encoders: Encoders,
+    *,
+    controls: ClipControls | None,
+    references: OwnReferences | None,
 ) -> Iterator[Utterance]:
     """The encoded windows of a file, of its first subset; windows that cannot be used are counted with their reason."""
-    description = _of_windows(description, windows, file, how)
+    whole = _of_windows(description, windows, file, how)
     is_cut = False
     for window in windows.read():
         if isinstance(window, Rejected):
             _leave_out(file, str(window))
+            continue
+        description = whole
+        if windows.is_cut and whole.words:
+            description = whole.in_window(window.start_s, window.end_s)
+        if PROMPT in encoders.captions:
+            description = description.with_prompt(free=how.free_prompts)
+        try:
+            sounds, borrowed_until_s = references.of_window(window.start_s, window.end_s) if references else ((), 0.0)
+            pictures: dict[str, Any] = controls.of_window(window) if controls else {}
+        except Rejected as rejected:
+            _leave_out(file, str(rejected))
             continue
         clip = RawClip(
             key=f"{slug}-{window.number:05d}",
@@ -209,11 +246,14 @@ def _utterances(
             transcript=description.transcript,
             mouth_boxes=window.mouth_boxes,
             captions=dict(description.captions),
+            references=sounds,
+            **pictures,
         )
         source = [
             f"{file.file} {window.start_s:.2f}-{window.end_s:.2f} s",
             windows.tracks and f"tracks: {windows.tracks}",
             file.speaker and f"speaker: {file.speaker}",
+            *(f"{name}: {origin}" for name, origin in (controls.origins if controls else {}).items()),
             description.origin,
         ]
         sample = encode_clip(clip, encoders, source="; ".join(part for part in source if part))
@@ -226,14 +266,16 @@ def _utterances(
             _leave_out(file, _problem(error))
             continue
         num_latents = 0 if encoders.audio is None else encoders.audio.num_latents(window.end_s - window.start_s)
-        yield Utterance(sample, "", file, window.start_s, window.end_s, num_latents, description.is_one_voice)
+        yield Utterance(
+            sample, "", file, window.start_s, window.end_s, num_latents, description.is_one_voice, borrowed_until_s
+        )
 
 
 def _of_windows(
     description: Description, windows: ClipWindows | SoundWindows, file: FileReport, how: Preparation
 ) -> Description:
     """A file's description without what holds for the whole of it only, where its windows hold less."""
-    if not windows.is_cut or not (description.transcript or "speech" in description.captions):
+    if not windows.is_cut or not description.holds_words or description.words:
         return description
     if description.is_verbatim:
         raise Rejected(
@@ -253,11 +295,21 @@ def _split(
         yield from (replace(utterance, split=mode) for utterance in utterances)
         return
     gap = -(-how.timing.num_frames // how.stride_frames) - 1  # windows that share frames with the first held-out one
+    borrowing: list[Utterance] = []  # for training, if what they borrow their voice from is not held out
     for split, utterance in splitter.cut_tail(utterances, gap=gap, at_least_one=mode == "longer_tail"):
         if split == "gap":
             _leave_out(file, "overlaps the held-out windows")
+            continue
+        if split == "heldout":
+            late = [each for each in borrowing if each.borrowed_until_s > utterance.start_s + ROUNDING_S]
+            borrowing = [each for each in borrowing if each not in late]
+            for _ in late:
+                _leave_out(file, "its only reference voice is in the held-out windows")
+        if split == "train" and utterance.borrowed_until_s > utterance.end_s:
+            borrowing.append(utterance)
         else:
             yield replace(utterance, split=split)
+    yield from (replace(utterance, split="train") for utterance in borrowing)
 
 
 def _write(writer: ShardWriter, utterances: Iterable[Utterance]) -> None:
@@ -278,6 +330,9 @@ def _write(writer: ShardWriter, utterances: Iterable[Utterance]) -> None:
         file.frames_with_mouth += sum(map(bool, sample.annotation.mouth_boxes))
         for style in sample.annotation.captions:
             _count(file.captions, style)
+        for name in CONTROLS:
+            if getattr(sample, name) is not None:
+                _count(file.controls, name)
         if writer.manifest.identity.get("reference_tokens"):
             _count(file.references, str(len(sample.references)))
 

@@ -22,7 +22,7 @@ class Utterance:
 
     start_s, end_s: its place in `file`. num_latents: how many of its audio latents are sound, the rest is silence that
     was added. is_one_voice: one person is heard speaking; else it has no references, as other sounds of its file may be
-    another's voice, or none.
+    another's voice, or none. borrowed_until_s: where in its file the references end that it has been given already.
     """
 
     sample: EncodedSample
@@ -32,6 +32,7 @@ class Utterance:
     end_s: float
     num_latents: int = 0
     is_one_voice: bool = True
+    borrowed_until_s: float = 0.0
 
     def is_apart(self, other: "Utterance") -> bool:
         """Whether no moment of a file is in both."""

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from data.prepare.controls import CONTROL_FILES
 from data.prepare.face_mesh import INSTALL
 
 REPORT = "report.json"
@@ -17,8 +18,8 @@ MOST_LISTED = 12
 class FileReport:
     """One media file. kept: windows by split; left_out: windows by reason; rejected: why nothing of it was kept.
 
-    shapes, captions, references: kept windows by shape, by style of caption, by how many references they have; the
-    last is empty where the recipe reads none. frames, frames_with_mouth: of kept windows.
+    shapes, captions, references, controls: kept windows by shape, by style of caption, by how many references they
+    have, by control; the last two are empty where the recipe reads none. frames, frames_with_mouth: of kept windows.
     """
 
     file: str
@@ -29,6 +30,7 @@ class FileReport:
     shapes: dict[str, int] = field(default_factory=dict)
     captions: dict[str, int] = field(default_factory=dict)
     references: dict[str, int] = field(default_factory=dict)
+    controls: dict[str, int] = field(default_factory=dict)
     frames: int = 0
     frames_with_mouth: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class Report:
 
     problems: (place, reason) of caption records that belong to no file. passed_over: files that were not asked for.
     styles: those of captions that the recipe reads; without one of them a clip has its caption only.
-    mouth_finder: what looked for mouths, in words, or nothing.
+    mouth_finder: what looked for mouths, in words, or nothing. no_controls: what the recipe reads and no clip has.
     """
 
     settings: dict[str, object]
@@ -51,6 +53,7 @@ class Report:
     passed_over: int = 0
     styles: tuple[str, ...] = ()
     mouth_finder: str = ""
+    no_controls: tuple[str, ...] = ()
 
     @property
     def num_kept(self) -> int:
@@ -101,9 +104,9 @@ class Report:
 
     def _totals(self, kept: list[FileReport]) -> list[str]:
         """What the kept files hold, one line a kind, those kinds that there are."""
-        shapes, captions, references = (
+        shapes, captions, references, controls = (
             sum((Counter(getattr(file, name)) for file in kept), Counter[str]())
-            for name in ("shapes", "captions", "references")
+            for name in ("shapes", "captions", "references", "controls")
         )
         totals = [
             ("Files by tracks", Counter(file.tracks for file in kept if file.tracks)),
@@ -111,6 +114,7 @@ class Report:
             ("Windows by length", Counter({shape: count for shape, count in shapes.items() if shape.endswith("ms")})),
             ("Windows by style of caption", captions),
             ("Windows by number of references", Counter(dict(sorted(references.items())))),
+            ("Windows by control", controls),
         ]
         lines = [f"{title}: {_listed(counts)}" for title, counts in totals if counts]
         if self.styles and (bare := sum(not file.captions for file in kept)):
@@ -119,6 +123,11 @@ class Report:
                 "what in its `transcript`"
             )
         lines += self._mouths(kept)
+        lines += [
+            f"No clip has a {name} ({' or '.join(f'NAME.{suffix}' for suffix in CONTROL_FILES[name])} beside it): a "
+            "run that reads it will refuse these shards"
+            for name in self.no_controls
+        ]
         if self.passed_over:
             lines.append(f"Passed over {_count(self.passed_over, 'file')} that include={self.settings.get('include')}")
             lines[-1] += " does not name"
@@ -142,6 +151,7 @@ class Report:
             "passed_over": self.passed_over,
             "styles": self.styles,
             "mouth_finder": self.mouth_finder,
+            "no_controls": self.no_controls,
             "captions_without_clip": [{"place": place, "reason": reason} for place, reason in self.problems],
         }
         text = json.dumps(document, ensure_ascii=False, indent=1)

@@ -6,20 +6,24 @@ from pathlib import Path
 import xxhash
 
 from avlit.errors import UserError
+from data.prepare.controls import CONTROL_FILES
 from data.prepare.descriptions import Rejected
+from data.prepare.own_reference import REFERENCE_FILE
 from data.prepare.windows import STEMS
 
 CLIP_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 SOUND_SUFFIXES = (".aac", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", *CLIP_SUFFIXES)
 """What counts as a media file, with picture and without."""
 
-_STEM_SUFFIXES = tuple(f".{name}.wav" for name in STEMS)
+_BESIDE = tuple(
+    f".{suffix}" for suffix in (*(f"{name}.wav" for name in STEMS), REFERENCE_FILE, *sum(CONTROL_FILES.values(), ()))
+)
 
 
 def find_clips(source: Path, *, suffixes: tuple[str, ...] = CLIP_SUFFIXES) -> list[Path]:
-    """Media files in `source` and its subfolders by suffix, in order; hidden ones and stems of others are passed over.
+    """Media files in `source` and its subfolders by suffix, in order; hidden ones and parts of others are passed over.
 
-    A stem is `NAME.TRACK.wav` beside another media file `NAME`.
+    A part is a stem `NAME.TRACK.wav`, a control or a reference voice beside another media file `NAME`.
     """
     found = sorted(
         path
@@ -29,7 +33,7 @@ def find_clips(source: Path, *, suffixes: tuple[str, ...] = CLIP_SUFFIXES) -> li
         and not any(part.startswith(".") for part in path.relative_to(source).parts)
     )
     names = {path.with_suffix("") for path in found}
-    return [path for path in found if not path.name.endswith(_STEM_SUFFIXES) or _without_track(path) not in names]
+    return [path for path in found if not path.name.endswith(_BESIDE) or _owner(path) not in names]
 
 
 def choose_clips(source: Path, *, suffixes: tuple[str, ...], include: str) -> tuple[list[Path], list[Path]]:
@@ -58,6 +62,6 @@ def content(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _without_track(path: Path) -> Path:
-    """`NAME` of `NAME.TRACK.wav`."""
+def _owner(path: Path) -> Path:
+    """`NAME` of `NAME.TRACK.wav` or `NAME.depth.mp4`."""
     return path.with_suffix("").with_suffix("")
