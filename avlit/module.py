@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from avlit.batch import AVBatch
 from avlit.checkpoints import Checkpoint
 from avlit.config import OptimizerConfig, SampleConfig
-from avlit.inherit import check_base, check_same_parameters, restore_optimizer, restore_weights
+from avlit.inherit import check_base, check_same_parameters, load_base, restore_optimizer, restore_weights
 from avlit.objectives import Losses
 from avlit.randomness import Draws, seed_dropout
 from avlit.ranks import is_distributed
@@ -70,7 +70,7 @@ class AVModule(pl.LightningModule):
         self.total_steps = steps
         self.seed = seed
         self.start_step = start_step
-        self.base_model = ""  # fingerprint of released weights under the model, once they are loaded
+        self.base_model = ""  # fingerprint of released weights, or of a base, under the model, once they are loaded
         self.released: frozenset[str] = frozenset()  # names of the tensors that came with them
         self.grad_norm: Tensor | None = None
         self.skip = torch.zeros(())  # 1 on the device where the last update was left out
@@ -107,6 +107,20 @@ class AVModule(pl.LightningModule):
     def load_released(self, folder: str) -> str:
         """Fill the backbone, set `base_model` and `released`; returns what was loaded, new and unused, in words."""
 
+    @property
+    def base_names(self) -> frozenset[str]:
+        """Tensors that the run never trains, and that another run's checkpoint holds where no folder is released.
+
+        Its own checkpoints then know them by their fingerprint, as they know released weights.
+        """
+        return frozenset()
+
+    def load_base(self, checkpoint: Checkpoint) -> str:
+        """Fill the tensors of `base_names` from a checkpoint, as released weights would; returns in words what was."""
+        self.base_model = load_base(self.model, checkpoint, self.base_names)
+        self.released = self.base_names
+        return f"Stands on {len(self.base_names)} tensors of {checkpoint.path}, which it does not save again"
+
     def copy_weights(self, inherited: frozenset[str]) -> str:
         """Fill what starts as a copy of other weights, once those are there and before anything is trained.
 
@@ -121,6 +135,13 @@ class AVModule(pl.LightningModule):
 
     def check_encoders(self, encoders: Any) -> None:
         """Raise ConfigError where the model's sizes do not fit what the run's codecs make (`data.encode.Encoders`)."""
+        return None
+
+    def joint_conditions(self, batch: AVBatch) -> dict[str, Any] | None:
+        """What the model is given of a batch besides latents and times; None where it has no joint attention to show.
+
+        The model then takes them with both noisy latents, `video_timestep`, `audio_timestep` and `observe`.
+        """
         return None
 
     @property

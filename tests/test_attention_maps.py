@@ -9,7 +9,9 @@ from torch import Tensor
 from avlit.models.aligned_rope import aligned_rotary
 from avlit.models.attention_maps import AttentionMaps, attention_maps, draw_attention
 from avlit.models.backbones import wan_rotary
-from avlit.models.sizes import TwinWanConfig
+from avlit.models.mmdit_branch import BranchText
+from avlit.models.sizes import TwinMMDiTConfig, TwinWanConfig
+from avlit.models.twin_mmdit import TwinMMDiT
 from avlit.models.twin_wan import TwinWan
 
 TINY = TwinWanConfig(
@@ -99,7 +101,7 @@ def looking_at_the_lips() -> AttentionMaps:
     to_audio = torch.zeros(1, 12, 4)
     to_audio[0, :6, :2] = 0.3
     to_audio[0, 6:, 2:] = 0.3
-    return AttentionMaps((4,), (to_audio,), (to_video,), (2, 2, 3))
+    return AttentionMaps((4,), (to_audio,), (to_video,), (2, 2, 3), (0,))
 
 
 def test_saliency_is_over_places_and_the_matrix_over_times():
@@ -126,3 +128,27 @@ def test_the_picture_is_bright_where_attention_is(tmp_path, with_frames):
     matrix = frame[:, left : left + 256]
     for down, right, is_bright in ((32, 64, True), (32, 192, False), (96, 64, False), (96, 192, True)):
         assert (matrix[down, right] > 200) == is_bright
+
+
+def test_in_a_twin_mm_dit_rows_are_shared_with_both_texts_and_nobody_looks_at_padding() -> None:
+    config = TwinMMDiTConfig(
+        num_layers=1, num_single_layers=1, num_heads=2, head_dim=16, num_refiner_layers=1, text_dim=12,
+        rope_axes=(4, 6, 6), video_channels=4, image_channels=5, audio_channels=5,
+    )  # fmt: skip
+    model, random = TwinMMDiT(config), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.1)
+    features, times = torch.randn(1, 7, 12, generator=random), torch.full((1,), 500.0)
+    x: dict[str, Any] = {
+        "video_latents": torch.randn(1, 4, 2, 4, 4, generator=random),
+        "audio_latents": torch.randn(1, 6, 5, generator=random),
+        "video_timestep": times, "audio_timestep": times, "audio_text": BranchText(features[:, :2]),
+    }  # fmt: skip
+    maps = attention_maps(model, **x, video_text=BranchText(features, lengths=[3]))
+    assert maps.layers == (0, 1) and maps.grid == (2, 2, 2) and maps.num_keys == (8 + 6 + 3 + 2,)
+    assert maps.video_to_audio[0].shape == (1, 8, 6) and maps.audio_to_video[1].shape == (1, 6, 8)
+    assert (maps.video_to_audio[0].sum(-1) < 1).all()
+    cut = attention_maps(model, **x, video_text=BranchText(features[:, :3]))
+    torch.testing.assert_close(maps.video_to_audio, cut.video_to_audio)
+    torch.testing.assert_close(maps.audio_to_video, cut.audio_to_video)

@@ -29,6 +29,7 @@ from recipes.unitalking.recipe import UniTalking
 SMALL = ("model.num_layers=2", "model.num_heads=2", "data.num_frames=9", "data.height=32", "data.width=32",
          "data.num_clips=8", "train.threads=1")  # fmt: skip
 GRID, TOKENS = (3, 2, 2), 6
+KEYS = 3 * 2 * 2 + TOKENS
 
 
 def make_run(runs_dir: Path, *words: str) -> None:
@@ -97,7 +98,7 @@ def test_a_run_is_inspected_by_its_averaged_weights_into_a_picture_that_is_never
         ("twins", ["attention", "run=last", "sample.steps=2"], "sample.steps=2: has no effect on attention"),
         ("twins", ["attention", "run=last", "out=a.jpg"], "out=a.jpg: the picture is written to a file, for example "),
         ("sound", ["attention", "run=last"], "unitalking_stage1 sees no video (codecs.video=none)"),
-        ("other", ["attention", "run=last"], "MSTControlNet, has no joint attention of video and sound"),
+        ("other", ["attention", "run=last"], "has no joint attention of video and sound to show"),
     ],
 )
 def test_what_cannot_be_inspected_is_one_message_and_leaves_nothing(runs, capsys, run, words, message):
@@ -141,7 +142,7 @@ def test_a_clip_is_noised_and_conditioned_as_in_a_measurement_of_the_recipe(has_
     trained = given_to(module, lambda: module.step(batch, draws))
     level = float(trained["audio_timestep"]) / 1000
     clip = HeldoutClip(batch, about, np.zeros(12000, np.float32), 16000)
-    shown = given_to(module, lambda: clip_attention(module.model, clip, noise=level, seed=0, layers=None))
+    shown = given_to(module, lambda: clip_attention(module, clip, noise=level, seed=0, layers=None))
     for name in ("video", "audio", "text"):
         torch.testing.assert_close(shown[name], trained[name], rtol=0, atol=1e-6)
     assert torch.equal(shown["audio_timestep"], trained["audio_timestep"])
@@ -161,7 +162,7 @@ def even_maps() -> tuple[Tensor, Tensor]:
 
 def test_attention_spread_evenly_has_the_shares_of_chance():
     mouths = torch.rand(GRID)
-    shares = attention_shares(*even_maps(), grid=GRID, mouths=mouths)
+    shares = attention_shares(*even_maps(), grid=GRID, num_keys=KEYS, mouths=mouths)
     for share in (shares.sound_to_video, shares.video_to_sound, shares.in_time, shares.in_mouths):
         assert share is not None
         assert share.found == pytest.approx(share.chance, abs=1e-6)
@@ -178,14 +179,14 @@ def test_attention_to_lips_and_to_its_own_time_is_found_there():
     video_to_audio[8:, 0] = 0.4  # frame 2 at 0
     mouths = torch.zeros(GRID)
     mouths[0, 1, 1] = 1
-    shares = attention_shares(audio_to_video, video_to_audio, grid=GRID, mouths=mouths)
+    shares = attention_shares(audio_to_video, video_to_audio, grid=GRID, num_keys=KEYS, mouths=mouths)
     assert shares.in_mouths is not None
     assert shares.in_mouths.found == pytest.approx(0.75)
     assert shares.in_mouths.chance == pytest.approx(1 / 12)
     assert shares.in_time.found == pytest.approx(0.5)
     assert shares.sound_to_video.found == pytest.approx(0.4)
     assert shares.video_to_sound.found == pytest.approx((4 * 0.4 + 4 * 0.4) / 12)
-    assert attention_shares(audio_to_video, video_to_audio, grid=GRID).in_mouths is None
+    assert attention_shares(audio_to_video, video_to_audio, grid=GRID, num_keys=KEYS).in_mouths is None
 
 
 def test_mouth_cover_is_the_mean_area_of_a_latent_frames_boxes():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avlit.commands.sample import PLACE_KEYS, default_out, make_folder, newest_checkpoint, read_config
 from avlit.config import Config, ConfigError
@@ -18,7 +18,7 @@ from avlit.settings import nearest, read_words
 if TYPE_CHECKING:  # a wrong word must not wait for torch
     from avlit.metrics.attention import AttentionShares, Share
     from avlit.models.attention_maps import AttentionMaps
-    from avlit.models.twin_wan import TwinWan
+    from avlit.module import AVModule
     from data.datamodule import HeldoutClip
 
 SUBJECTS = {
@@ -78,25 +78,24 @@ def inspect_attention(run: Run, words: Mapping[str, str]) -> int:
     from avlit.commands.clips import to_frames
     from avlit.commands.generation import load_trained
     from avlit.models.attention_maps import draw_attention
-    from avlit.models.twin_wan import TwinWan
 
     roots = shard_roots(config)
     encoders = build_encoders(config)
     module = load_trained(config, checkpoint)
-    model = module.model
-    if not isinstance(model, TwinWan):
-        raise ConfigError(
-            f"run={run.id}: the model of {config.recipe}, {type(model).__name__}, has no joint attention of video and "
-            "sound; give a run of a recipe that has, such as unitalking_stage2"
-        )
-    if unknown := [layer for layer in layers or () if layer >= model.config.num_layers]:
-        last = model.config.num_layers - 1
-        raise ConfigError(f"layers={words['layers']}: there is no layer {unknown[0]}, only 0 to {last}")
     clips = build_datamodule(config, roots, encoders).heldout_samples(number + 1)
     if number >= len(clips):
         raise ConfigError(f"clip={number}: the data has {len(clips)} held-out clips, from 0 to {len(clips) - 1}")
     clip = clips[number]
-    maps = clip_attention(model, clip, noise=noise, seed=config.seed, layers=layers)
+    if module.joint_conditions(clip.batch) is None:
+        raise ConfigError(
+            f"run={run.id}: the model of {config.recipe} has no joint attention of video and sound to show; give a run "
+            "of a recipe that has, such as unitalking_stage2, or jova_stage2 with model.fusion=joint"
+        )
+    model: Any = module.model
+    if unknown := [layer for layer in layers or () if layer >= model.num_joint_layers]:
+        last = model.num_joint_layers - 1
+        raise ConfigError(f"layers={words['layers']}: there is no layer {unknown[0]}, only 0 to {last}")
+    maps = clip_attention(module, clip, noise=noise, seed=config.seed, layers=layers)
     assert clip.batch.video_latents is not None and encoders.video is not None
     with torch.no_grad():
         frames = encoders.video.decode(clip.batch.video_latents.to(module.device).float()).clamp(-1, 1).cpu()[0]
@@ -108,30 +107,29 @@ def inspect_attention(run: Run, words: Mapping[str, str]) -> int:
 
 
 def clip_attention(
-    model: TwinWan, clip: HeldoutClip, *, noise: float, seed: int, layers: Sequence[int] | None
+    module: AVModule, clip: HeldoutClip, *, noise: float, seed: int, layers: Sequence[int] | None
 ) -> AttentionMaps:
-    """The maps of a clip, both streams noised to level `noise` of the flow, with its own text and reference."""
+    """The maps of a clip, both streams noised to level `noise` of the flow, with its own conditions."""
     import torch
 
     from avlit.models.attention_maps import attention_maps
     from avlit.objectives import flow_diffuse
     from avlit.randomness import Draws
 
-    device = next(model.parameters()).device
-    batch = clip.batch.to(device)
-    video, audio = batch.video_latents, batch.audio_latents
-    assert video is not None and audio is not None
+    batch = clip.batch.to(module.device)
+    video, audio, conditions = batch.video_latents, batch.audio_latents, module.joint_conditions(batch)
+    assert video is not None and audio is not None and conditions is not None
     draws = Draws(seed, batch.step, batch.slots, is_training=False)
-    level = torch.full((len(batch),), noise, device=device)
+    level = torch.full((len(batch),), noise, device=module.device)
+    model: Any = module.model
     return attention_maps(
         model,
         flow_diffuse(video, draws.normal("video noise", video), level),
         flow_diffuse(audio, draws.normal("audio noise", audio), level),
-        text=batch.text,
         video_timestep=1000 * level,
         audio_timestep=1000 * level,
-        reference=batch.reference if any(batch.has_reference) else None,
         layers=layers,
+        **conditions,
     )
 
 
@@ -151,7 +149,9 @@ def table(maps: AttentionMaps, clip: HeldoutClip, config: Config) -> list[str]:
             "frames; mend its shard, or give another clip="
         ) from error
     shares = {
-        f"layer {layer}": attention_shares(to_video[0], to_audio[0], grid=maps.grid, mouths=mouths)
+        f"layer {layer}": attention_shares(
+            to_video[0], to_audio[0], grid=maps.grid, num_keys=maps.num_keys[0], mouths=mouths
+        )
         for layer, to_video, to_audio in zip(maps.layers, maps.audio_to_video, maps.video_to_audio, strict=True)
     }
     rows = [(name, [_percent(share) for share in parts(each)]) for name, each in shares.items()]

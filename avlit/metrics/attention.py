@@ -36,21 +36,25 @@ class AttentionShares:
 
 
 def attention_shares(
-    audio_to_video: Tensor, video_to_audio: Tensor, *, grid: tuple[int, int, int], mouths: Tensor | None = None
+    audio_to_video: Tensor,
+    video_to_audio: Tensor,
+    *,
+    grid: tuple[int, int, int],
+    num_keys: int,
+    mouths: Tensor | None = None,
 ) -> AttentionShares:
     """The shares of one clip's maps, audio_to_video [L, N] and video_to_audio [N, L] (see `AttentionMaps`).
 
-    grid: T, height and width of the N video tokens. mouths [T, height, width]: see `mouth_cover`.
+    grid: T, height and width of the N video tokens. num_keys: all tokens that are looked at. mouths [T, height, width]: see `mouth_cover`.
     """
     num_video, num_audio = video_to_audio.shape
-    both = num_video + num_audio
     by_time = video_to_audio.unflatten(0, (grid[0], -1)).mean(1)  # [T, L]
     frames = torch.arange(grid[0], dtype=torch.float64)[:, None]
     is_near = (frames - aligned_positions(num_audio, num_frames=grid[0])).abs() <= 1  # [T, L]
     in_mouths = None if mouths is None else _share(audio_to_video.mean(0).unflatten(0, grid), mouths)
     return AttentionShares(
-        sound_to_video=Share(float(audio_to_video.sum(1).mean()), num_video / both),
-        video_to_sound=Share(float(video_to_audio.sum(1).mean()), num_audio / both),
+        sound_to_video=Share(float(audio_to_video.sum(1).mean()), num_video / num_keys),
+        video_to_sound=Share(float(video_to_audio.sum(1).mean()), num_audio / num_keys),
         in_mouths=in_mouths,
         in_time=_share(by_time, is_near),
     )

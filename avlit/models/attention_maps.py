@@ -1,8 +1,9 @@
-"""Who looks at whom in the joint attention of video and sound (UniTalking, Fig. 5), as numbers and as a picture."""
+"""Who looks at whom in the joint attention of video and sound (as UniTalking, Fig. 5), as numbers and as a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from avlit.models.joint_attention import Heads
+from avlit.models.twin_mmdit import TwinMMDiT
 from avlit.models.twin_wan import TwinWan
 
 HEIGHT = 128  # pixels of a frame and of a matrix in the picture
@@ -20,14 +22,18 @@ MARGIN = 44  # pixels for the labels of an axis
 class AttentionMaps:
     """Attention of each chosen layer, averaged over heads; a softmax over all tokens, so a row sums to the part shown.
 
+    All tokens are those of video and sound and, in a twin MM-DiT, of both texts.
+
     layers: their numbers, from 0. video_to_audio [B, N, L]: video queries, audio keys; audio_to_video [B, L, N]: audio
-    queries, video keys; one of each a layer, float32. grid: the video's tokens, N = T * height * width.
+    queries, video keys; one of each a layer, float32. grid: the video's tokens, N = T * height * width. num_keys: how
+    many tokens are looked at in each clip, N + L and those of its texts.
     """
 
     layers: tuple[int, ...]
     video_to_audio: tuple[Tensor, ...]
     audio_to_video: tuple[Tensor, ...]
     grid: tuple[int, int, int]
+    num_keys: tuple[int, ...]
 
     def saliency(self, layer: int) -> Tensor:
         """How much the sound looks at each place of each latent frame [B, T, height, width], the mean of its tokens."""
@@ -40,42 +46,37 @@ class AttentionMaps:
 
 @torch.no_grad()
 def attention_maps(
-    model: TwinWan,
+    model: TwinWan | TwinMMDiT,
     video_latents: Tensor,
     audio_latents: Tensor,
     *,
-    text: Tensor,
-    video_timestep: Tensor,
-    audio_timestep: Tensor,
-    reference: Tensor | None = None,
     layers: Sequence[int] | None = None,
+    **given: Any,
 ) -> AttentionMaps:
     """The joint attention of one forward pass, whose arguments these are; layers: None for all.
 
     ValueError for a layer that the model does not have.
     """
-    chosen = tuple(range(model.config.num_layers)) if layers is None else tuple(layers)
+    num_layers = model.num_joint_layers
+    chosen = tuple(range(num_layers)) if layers is None else tuple(layers)
     for layer in chosen:
-        if not 0 <= layer < model.config.num_layers:
-            raise ValueError(f"layers={list(chosen)}: the model has layers 0 to {model.config.num_layers - 1}")
+        if not 0 <= layer < num_layers:
+            raise ValueError(f"layers={list(chosen)}: the model has layers 0 to {num_layers - 1}")
     seen: dict[int, tuple[Tensor, Tensor]] = {}
+    num_keys: list[int] = []
 
     def observe(layer: int, streams: Sequence[Heads]) -> None:
         if layer in chosen:
-            video, audio = streams
-            key = torch.cat((video.key, audio.key), dim=2)
-            to_audio = _weights(video.query, key)[..., video.num_tokens :].clone()  # [B, N, L], without the rest
-            seen[layer] = (to_audio, _weights(audio.query, key)[..., : video.num_tokens].clone())
+            video, audio, *_ = streams
+            key = torch.cat([each.key for each in streams], dim=2)
+            unread = _unread(streams)
+            num_unread = [0] * len(key) if unread is None else unread.sum((1, 2)).tolist()
+            num_keys[:] = [key.shape[2] - each for each in num_unread]
+            of_audio = slice(video.num_tokens, video.num_tokens + audio.num_tokens)
+            to_audio = _weights(video.query, key, unread)[..., of_audio].clone()  # [B, N, L], without the rest
+            seen[layer] = (to_audio, _weights(audio.query, key, unread)[..., : video.num_tokens].clone())
 
-    model(
-        video_latents,
-        audio_latents,
-        text=text,
-        video_timestep=video_timestep,
-        audio_timestep=audio_timestep,
-        reference=reference,
-        observe=observe,
-    )
+    model(video_latents, audio_latents, observe=observe, **given)
     _, _, frames, height, width = video_latents.shape
     patch = model.config.patch_size
     return AttentionMaps(
@@ -83,15 +84,31 @@ def attention_maps(
         video_to_audio=tuple(seen[layer][0] for layer in chosen),
         audio_to_video=tuple(seen[layer][1] for layer in chosen),
         grid=(frames, height // patch, width // patch),
+        num_keys=tuple(num_keys),
     )
 
 
-def _weights(query: Tensor, key: Tensor) -> Tensor:
+def _unread(streams: Sequence[Heads]) -> Tensor | None:
+    """Keys that nothing reads, such as padding, bool [B, 1, keys]; None for none."""
+    if all(stream.seen is None for stream in streams):
+        return None
+    is_seen = [
+        stream.key.new_ones(stream.key.shape[0], stream.num_tokens, dtype=torch.bool)
+        if stream.seen is None
+        else stream.seen
+        for stream in streams
+    ]
+    return ~torch.cat(is_seen, dim=1)[:, None]
+
+
+def _weights(query: Tensor, key: Tensor, unread: Tensor | None) -> Tensor:
     """Attention [B, queries, keys] of [B, heads, tokens, head], averaged over heads (one at a time, for memory)."""
     num_heads = query.shape[1]
     total = torch.zeros(query.shape[0], query.shape[2], key.shape[2], device=query.device)
     for head in range(num_heads):
         scores = query[:, head].float() @ key[:, head].float().transpose(1, 2) / query.shape[-1] ** 0.5
+        if unread is not None:
+            scores = scores.masked_fill(unread, float("-inf"))
         total += scores.softmax(-1) / num_heads
     return total
 

@@ -67,6 +67,11 @@ class TwinMMDiT(nn.Module):
             self.audio.x_embedder, self.audio.proj_out = build_ends(self.config, self.config.audio_channels)
             self.video_adapters, self.audio_adapters = build_adapters(self.config), build_adapters(self.config)
 
+    @property
+    def num_joint_layers(self) -> int:
+        """Blocks in which video and sound meet."""
+        return self.config.num_layers + self.config.num_single_layers
+
     def forward(
         self,
         video_latents: Tensor | None,

@@ -128,6 +128,11 @@ class TwinWan(nn.Module):
             self.video_references = nn.ModuleList(ReferenceAttention(width) for _ in range(config.num_layers))
             self.audio_references = nn.ModuleList(ReferenceAttention(width) for _ in range(config.num_layers))
 
+    @property
+    def num_joint_layers(self) -> int:
+        """Blocks in which video and sound meet."""
+        return self.config.num_layers
+
     def forward(
         self,
         video_latents: Tensor | None,

@@ -88,6 +88,12 @@ class JoVA(AVModule):
             if value != found:
                 raise ConfigError(f"model.{key}={value}: must be {found}, the {what}")
 
+    def joint_conditions(self, batch: AVBatch) -> dict[str, Any] | None:
+        """The text of each branch; None for a branch alone, and where branches meet in cross-attention."""
+        if not self.config.is_joint or self.config.model.fusion != "joint":
+            return None
+        return {**self._texts(batch, np.ones(len(batch), dtype=bool))}
+
     @property
     def tokens_per_sample(self) -> int:
         """Video and audio tokens of the configured clip; the texts' come to those."""

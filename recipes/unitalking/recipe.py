@@ -79,6 +79,12 @@ class UniTalking(AVModule):
                 "tokens that the text encoder makes"
             )
 
+    def joint_conditions(self, batch: AVBatch) -> dict[str, Any] | None:
+        """Text, and the reference where a clip has one."""
+        if batch.video_latents is None:
+            return None
+        return {"text": batch.text, "reference": batch.reference if any(batch.has_reference) else None}
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """What clips take turns with, and what those without a reference do instead."""
