@@ -45,7 +45,8 @@ def attention_shares(
 ) -> AttentionShares:
     """The shares of one clip's maps, audio_to_video [L, N] and video_to_audio [N, L] (see `AttentionMaps`).
 
-    grid: T, height and width of the N video tokens. num_keys: all tokens that are looked at. mouths [T, height, width]: see `mouth_cover`.
+    grid: T, height and width of the N video tokens. num_keys: all tokens that are looked at. mouths [T, height,
+    width]: see `mouth_cover`.
     """
     num_video, num_audio = video_to_audio.shape
     by_time = video_to_audio.unflatten(0, (grid[0], -1)).mean(1)  # [T, L]
