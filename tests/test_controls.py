@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from avlit.codecs.build import build_audio_codec, build_text_encoder, build_video_codec
-from avlit.config import Reads
+from avlit.commands.assembly import build_datamodule, build_encoders, shard_roots
+from avlit.config import CodecConfig, Config, DataConfig, Reads, TrainConfig
 from avlit.errors import UserError
 from data.batches import Contents, collate
+from data.captions import split_visual_speech
 from data.corpus import CorpusSettings, depth_frames, make_clip, pose_frames, reference_audio, reference_image
 from data.datamodule import AVDataModule
 from data.embedded import EmbeddedSet, embedded_encoders, ensure_embedded, write_missing
@@ -186,3 +188,28 @@ def test_controls_are_bounded_as_other_latents_are(tmp_path: Path) -> None:
         ):
             with pytest.raises(ValueError, match=re.escape(message)):
                 writer.add("basic_face", "train", replace(sample, **change))
+
+
+def test_what_a_recipe_reads_decides_what_is_made_and_what_is_batched(tmp_path: Path) -> None:
+    class Controlled(Config):
+        @property
+        def reads(self) -> Reads:
+            return Reads(captions=("visual_speech",), reference_tokens=8, controls=("pose", "reference_image"))
+
+    config = Controlled(
+        data=DataConfig(
+            fps=8.0, num_frames=9, height=32, width=32, rate_hz=8000, num_clips=2, subsets={"basic_face": 1.0},
+            batch_size=2, cache_dir=str(tmp_path),
+        ),
+        codecs=CodecConfig(video="embedded", audio="embedded"),
+        train=TrainConfig(steps=1, accelerator="cpu"),
+    )  # fmt: skip
+    encoders = build_encoders(config)
+    data = build_datamodule(config, shard_roots(config), encoders)
+    assert data.shards.identity["controls"] == "reference_image,pose"
+    (batch,) = list(data.train_dataloader())
+    assert batch.has_pose == batch.has_reference_image == batch.has_reference == (True, True)
+    assert batch.depth is None and batch.pose is not None and batch.video_latents is not None
+    assert batch.pose.shape == batch.video_latents.shape
+    for prompt in batch.captions:
+        split_visual_speech(prompt)
