@@ -56,7 +56,8 @@ class Annotation:
 
     captions: further texts on the clip, by style (data/captions.py). fps: video frames a second, for sound alone those
     of the video that it would go with. rate_hz: audio samples a second. num_frames, height, width: all 0 for sound
-    without picture, which has a duration_s instead. mouth_boxes: per frame, per person (x1, y1, x2, y2) in pixels.
+    without picture, which has a duration_s instead. mouth_boxes: per frame, per person (x1, y1, x2, y2) in pixels;
+    no list at all where nobody has looked for mouths.
     truth: the embedded corpus's ground truth, empty for real clips. source: where the clip came from, for people (file
     and time, or corpus index).
     """

@@ -190,9 +190,32 @@ def test_large_pictures_are_searched_smaller_and_boxes_are_of_the_window(
     assert window.mouth_boxes[0] == [pytest.approx(lips_of(5, size=16 / 3, top=8 / 3), abs=0.5)]  # type: ignore[arg-type]
 
 
-def test_without_a_finder_every_frame_of_a_window_has_an_empty_list(tmp_path: Path):
+def test_without_a_finder_a_window_says_that_nobody_looked(tmp_path: Path):
     window, *_ = windows_of(write_clip(tmp_path / "a.mp4", [30] * 5), None)
-    assert window.mouth_boxes == [[]] * 5
+    assert window.mouth_boxes == []
+    faceless, *_ = windows_of(tmp_path / "a.mp4", MouthFinder(NoFaces()))
+    assert faceless.mouth_boxes == [[]] * 5
+
+
+class NoFaces(SquareFaces):
+    def detect(self, picture: Image.Image) -> list[FaceSquare]:
+        return []
+
+
+def test_what_was_found_is_kept_by_content_window_and_finder_and_read_again(tmp_path: Path):
+    cache, path = tmp_path / "cache", write_clip(tmp_path / "a.mp4", list(range(26, 38)))
+    first = [window.mouth_boxes for window in windows_of(path, MouthFinder(SquareFaces(), cache=cache))]
+    kept = sorted(cache.iterdir())
+    assert len(kept) == len(first) > 1
+    moved = path.rename(tmp_path / "b.mp4")
+    again = windows_of(moved, MouthFinder(NoFaces(), cache=cache))  # would find nothing
+    assert [window.mouth_boxes for window in again] == first
+    for damage in ("", "[", "[[]]", '[["mouth"], [], [], [], []]'):
+        kept[0].write_text(damage)
+        windows_of(moved, MouthFinder(SquareFaces(), cache=cache))
+        assert len(json.loads(kept[0].read_text())) == 5  # found anew
+    assert windows_of(moved, MouthFinder(NoFaces(), name="another", cache=cache))[0].mouth_boxes == [[]] * 5
+    assert len(list(cache.iterdir())) == 2 * len(first)
 
 
 def test_window_whose_mouths_cannot_be_looked_for_is_left_out_with_the_reason(

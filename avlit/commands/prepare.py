@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avlit.config import load_config
+from avlit.config import DataConfig, load_config
 from avlit.errors import ConfigError
 from data.prepare.config import PrepareConfig, load_prepare_config
 
@@ -28,7 +28,8 @@ def main(words: Sequence[str]) -> int:
     from data.prepare.separation import build_separator
 
     separator = None if config.codecs.tracks == "none" else build_separator(config.separator)
-    mouths = None if config.is_sound_alone else build_mouth_finder(config.mouths)
+    found = Path(DataConfig.cache_dir) / "mouths"
+    mouths = None if config.is_sound_alone else build_mouth_finder(config.mouths, cache=found)
     annotators = build_annotators(config.annotators)
     how = Preparation(
         timing=config.timing,

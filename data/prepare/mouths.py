@@ -9,6 +9,8 @@ face, too, boxes overlap its own by 0.83 to 0.97 (intersection over union). Seen
 half a mouth, and a mouth behind a hand or a cup is guessed. A head that is turned away has none.
 """
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from avlit.durable import write_atomically
 from avlit.errors import ConfigError
 from avlit.media import read_clip
 from avlit.timing import Timing
@@ -32,6 +35,7 @@ SEARCH_S = 0.25
 LEAST_S = 0.25
 """A face that is seen for less than this in all is taken for a mistake."""
 
+_SOURCES = (Path(__file__), Path(__file__).with_name("face_mesh.py"))
 SHORT_SIDE = 704
 """Pixels of the shorter side, at most, of the pictures that faces are looked for in."""
 
@@ -50,10 +54,15 @@ class FaceFinder(Protocol):
 
 @dataclass(frozen=True)
 class MouthFinder:
-    """Finds the mouths in a stretch of a file. `name` says in words, for people, what finds them."""
+    """Finds the mouths in a stretch of a file.
+
+    name: says in words, for people, what finds them. cache: a folder that keeps what was found, by the file's contents
+    and the window, so that clips that are prepared again are not searched again; None keeps nothing.
+    """
 
     faces: FaceFinder
     name: str = "MediaPipe Face Mesh"
+    cache: Path | None = None
 
     def in_file(self, path: Path, *, timing: Timing, start_s: float) -> list[list[Box]]:
         """The boxes of a window's frames and persons, in pixels of the window's frames; MediaError as in reading.
@@ -61,6 +70,26 @@ class MouthFinder:
         Faces are looked for in the whole picture of the file, read once more: a window's frames may be too small for
         it, and what they cut off, such as a forehead, is needed to find what they keep.
         """
+        if self.cache is None:
+            return self._in_file(path, timing=timing, start_s=start_s)
+        kept = self.cache / f"{self._key(path, timing=timing, start_s=start_s)}.json"
+        if (boxes := _read_boxes(kept, num_frames=timing.num_frames)) is not None:
+            return boxes
+        boxes = self._in_file(path, timing=timing, start_s=start_s)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps(boxes))
+        return boxes
+
+    def _key(self, path: Path, *, timing: Timing, start_s: float) -> str:
+        """A hash of all that decides a window's boxes: the file's bytes, the window, what finds them, this code."""
+        window = (start_s, timing.fps, timing.num_frames, timing.height, timing.width)
+        digest = hashlib.sha256(json.dumps([self.name, *window]).encode())
+        for source in (path, *_SOURCES):
+            with source.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:32]
+
+    def _in_file(self, path: Path, *, timing: Timing, start_s: float) -> list[list[Box]]:
         whole = read_clip(path, rate_hz=None, start_s=start_s, duration_s=1e-3).frames.shape[1:3]
         scale = min(1.0, SHORT_SIDE / min(whole))
         size = round(whole[0] * scale), round(whole[1] * scale)
@@ -132,15 +161,28 @@ class _Person:
             self.boxes[number] = box
 
 
-def build_mouth_finder(name: str) -> MouthFinder | None:
-    """`facemesh`; `auto`: the same where it is installed, else None; `none`: None. ConfigError if it is not."""
+def _read_boxes(path: Path, *, num_frames: int) -> list[list[Box]] | None:
+    """What was kept of a window; None where there is nothing, or something else than a window's boxes."""
+    try:
+        frames = json.loads(path.read_text(encoding="utf-8"))
+        boxes = [[(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in persons] for persons in frames]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    return boxes if len(boxes) == num_frames else None
+
+
+def build_mouth_finder(name: str, *, cache: Path | None = None) -> MouthFinder | None:
+    """`facemesh`; `auto`: the same where it is installed, else None; `none`: None. ConfigError if it is not.
+
+    cache: see `MouthFinder`.
+    """
     if name not in ("auto", "none", "facemesh"):
         raise ConfigError(f"mouths={name}: must be one of auto, none, facemesh")
     if name == "none" or (name == "auto" and not is_installed()):
         return None
     if not is_installed():
         raise ConfigError(f"mouths=facemesh: not installed; {INSTALL}, or give mouths=none")
-    return MouthFinder(FaceMesh())
+    return MouthFinder(FaceMesh(), cache=cache)
 
 
 def _at(square: FaceSquare, persons: list[_Person], number: int) -> bool:

@@ -52,7 +52,7 @@ class ClipWindows:
 
     Raises Rejected where nothing of the file can be used. separator: makes the tracks where there are no stems; None
     leaves the file's own sound whole, as `speech`, and reads no stems. mouths: finds them in every window that is
-    kept; without it frames have no mouth boxes. tracks: what made them, in words. duration_s: what the file says.
+    kept; without it there are no lists of boxes. tracks: what made them, in words. duration_s: what the file says.
     notes: remarks for the report, complete once the windows have been read.
     """
 
@@ -185,7 +185,7 @@ class ClipWindows:
     def _mouth_boxes(self, start_s: float) -> list[list[Box]]:
         """Of a window's frames and persons."""
         if self._mouths is None:
-            return [[] for _ in range(self._timing.num_frames)]
+            return []
         return self._mouths.in_file(self._path, timing=self._timing, start_s=start_s)
 
     def _read_stems(self) -> dict[str, np.ndarray] | None:
