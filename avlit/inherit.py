@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from avlit.checkpoints import Checkpoint, load_checkpoint, newest_valid
 from avlit.commit import MANIFEST_NAME, CheckpointError, committed_dirs
-from avlit.runs import find_run
+from avlit.runs import RunNotFoundError, find_run
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,50 @@ def check_base(checkpoint: Checkpoint, base_model: str) -> None:
     if (saved := checkpoint.state.base_model) != base_model:
         raise CheckpointError(
             f"{checkpoint.path}: it was trained on base weights {saved or 'none'}, "
-            f"this run has {base_model or 'none'}; set model.weights to the same folder"
+            f"this run has {base_model or 'none'}; set model.weights to the same folder, or init= to a run on the same "
+            "base"
         )
+
+
+def base_of(checkpoint: Checkpoint, names: frozenset[str]) -> Checkpoint:
+    """Where a run that stands on the tensors `names`, without saving them, got them from.
+
+    The checkpoint itself if it holds them, else the one that its run began from, and so on. CheckpointError: that one
+    is gone, damaged, or not known.
+    """
+    while missing := sorted(names - checkpoint.weights().keys()):
+        lacks = f"{checkpoint.path}: holds {missing[0]} and {len(missing) - 1} others of its base by fingerprint only"
+        try:
+            path = find_run(checkpoint.path.parents[2], checkpoint.path.parents[1]).init_checkpoint
+        except RunNotFoundError as error:
+            raise CheckpointError(f"{lacks}, and it is in no run's folder; give the base as model.weights") from error
+        if path is None:
+            raise CheckpointError(f"{lacks}; it was trained on released weights: give them as model.weights")
+        if not path.is_dir():
+            raise CheckpointError(f"{lacks}, which were in {path}; put that checkpoint back")
+        checkpoint = load_checkpoint(path)
+    return checkpoint
+
+
+@torch.no_grad()
+def load_base(model: nn.Module, checkpoint: Checkpoint, names: frozenset[str]) -> str:
+    """Copy a checkpoint's tensors `names`, averaged ones where there are any; returns their fingerprint.
+
+    CheckpointError: the model's have other shapes.
+    """
+    saved, targets = checkpoint.weights() | checkpoint.ema(), model.state_dict(keep_vars=True)
+    digest = xxhash.xxh3_128()
+    for name in sorted(names):
+        if saved[name].shape != targets[name].shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} is {list(saved[name].shape)} there, {list(targets[name].shape)} in the "
+                "model; use the size= and model.* settings it was trained with"
+            )
+        digest.update(f"{name}:{saved[name].dtype}:{list(saved[name].shape)}:".encode())
+        digest.update(saved[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name in names:
+        targets[name].copy_(saved[name])
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from avlit.commands.request import Request
 from avlit.commands.soundtrack import MIX_RATE_HZ
 from avlit.config import Config, SampleConfig, from_yaml
 from avlit.errors import UserError
-from avlit.inherit import load_weights_into, resolve_weights
+from avlit.inherit import base_of, load_weights_into, resolve_weights
 from avlit.media import MP4Writer, write_sound
 from avlit.module import AVModule
 from avlit.runs import Run, find_run
@@ -186,6 +186,8 @@ def load_trained(config: Config, checkpoint: Checkpoint) -> AVModule:
     module = build_module(config)
     if config.model.weights:
         print(f"model.weights: {module.load_released(config.model.weights)}")
+    elif module.base_names:
+        print(module.load_base(base_of(checkpoint, module.base_names)))
     report = load_weights_into(module.model, checkpoint, ema=True, base_model=module.base_model)
     if untrained := [name for name in report.new if name not in module.released]:
         raise UserError(

@@ -311,10 +311,15 @@ def start_weights(
 
     Returns the lineage before this run: (run id, step) of the checkpoints that its first weights descend from.
     """
-    from avlit.inherit import load_weights_into
+    from avlit.inherit import base_of, load_weights_into
 
+    source = init_source(run, config.init) if config.init and not checkpoint else None
+    base = None
     if config.model.weights:
         print(f"model.weights: {module.load_released(config.model.weights)}")
+    elif module.base_names and (begun := checkpoint or source):
+        base = base_of(begun, module.base_names)
+        print(module.load_base(base))
     if checkpoint:
         module.freeze()
         module.resume(checkpoint)
@@ -325,11 +330,11 @@ def start_weights(
         return checkpoint.state.lineage[:-1]
     lineage: tuple[tuple[str, int], ...] = ()
     inherited: frozenset[str] = frozenset()
-    if config.init:
-        source = init_source(run, config.init)
-        report = load_weights_into(module.model, source, ema=True, base_model=module.base_model)
+    if source:
+        own_base = module.base_model if source is not base else None  # the base itself stands on none
+        report = load_weights_into(module.model, source, ema=True, base_model=own_base)
         lineage, inherited = source.state.lineage, frozenset(report.inherited)
-        module.released -= inherited  # no released folder has them any more
+        module.released -= inherited if base is None else inherited - module.base_names  # no folder has them any more
         print(f"init={config.init} (a new run from weights, not a resume): {report}")
     elif not config.model.weights:
         print("Starts from scratch: no `init=` and no `model.weights=` given.")
