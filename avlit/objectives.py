@@ -1,5 +1,6 @@
 """What a model is asked to predict, and how far off it is: pure functions from latents to per-sample losses."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +114,45 @@ def wan_scheduler_config(*, shift: float) -> dict[str, Any]:
         "flow_shift": shift,
         "shift": shift,  # the name in flow-matching Euler and Heun
         "solver_order": 2,
+    }
+
+
+def ltx2_mu(num_tokens: int) -> float:
+    """LTX-2's shift by the clip's video tokens: 0.95 at 1024, 2.05 at 4096, and on along that line."""
+    return 0.95 + (2.05 - 0.95) * (num_tokens - 1024) / (4096 - 1024)
+
+
+def shifted_logit_normal(uniform: np.ndarray, *, mu: float, uniform_share: float = 0.1, least: float = 1e-3) -> Tensor:
+    """Noise levels [B], float32, from uniform numbers in [0, 1): `shifted_logit_normal` of LTX-2's trainer.
+
+    sigmoid(N(mu, 1)), stretched so that its percentiles 0.5 and 99.9 come to 0 and 1; what lies below `least` is
+    mirrored there. `uniform_share` of the numbers become levels uniform in [least, 1] instead: one number decides both,
+    so numbers that are evenly spread give levels that are.
+    """
+    drawn = torch.from_numpy(np.asarray(uniform, dtype=np.float64))
+    normal = torch.special.ndtri((drawn - uniform_share) / (1 - uniform_share))  # NaN below the share, not read there
+    low, high = (torch.sigmoid(torch.tensor(mu + tail, dtype=torch.float64)) for tail in (-2.5758, 3.0902))
+    stretched = (torch.sigmoid(mu + normal) - low) / (high - low)
+    stretched = torch.where(stretched >= least, stretched, 2 * least - stretched).clamp(0, 1)
+    even = least + (1 - least) * drawn / uniform_share  # not read at or above the share
+    return torch.where(drawn < uniform_share, even, stretched).float()
+
+
+def ltx2_scheduler_config(*, num_tokens: int) -> dict[str, Any]:
+    """The released scheduler settings of LTX-2 for a clip of so many video tokens, as diffusers' schedulers take them.
+
+    flow_shift, for schedulers without the shift by tokens, comes to the same shift; they end without the last level's.
+    """
+    mu = ltx2_mu(num_tokens)
+    return {
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": math.exp(mu),
+        "solver_order": 2,
+        "use_dynamic_shifting": True,
+        "shift_terminal": 0.1,
+        "mu": mu,
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ FLOW_SCHEDULERS = (
     "UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", FLOW_EULER,
 )  # fmt: skip
 """Tried on a model whose samples are known, as the tests do; others are taken where they pass the same checks."""
+DYNAMIC = ("use_dynamic_shifting", "shift_terminal")
+"""Settings that FLOW_EULER alone is given; the others are told the same shift as a number."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class SchedulerError(UserError):
 def build_scheduler(name: str, settings: dict[str, Any], *, steps: int, device: torch.device | str = "cpu"):
     """The diffusers scheduler class `name`, set to `steps` steps, with the noise levels that `settings` describe.
 
-    settings: as `objectives` gives them for CogVideoX (v, shifted noise schedule, zero terminal SNR) or Wan (flow);
-    empty ones leave the class at its own defaults, unchecked.
+    settings: as `objectives` gives them for CogVideoX (v, shifted noise schedule, zero terminal SNR), Wan (flow) or
+    LTX-2 (flow, shifted by the clip's tokens); empty ones leave the class at its own defaults, unchecked.
     A class without a word for the shift gets the shifted betas themselves. SchedulerError for a class that would sample
     with other noise levels, another prediction, or from another start than pure noise.
     """
@@ -72,9 +75,16 @@ def build_scheduler(name: str, settings: dict[str, Any], *, steps: int, device: 
             steps_down[1:] /= alphas.double()[:-1]
             settings = {key: value for key, value in settings.items() if not key.startswith("beta_")}
             settings["trained_betas"] = (1 - steps_down).tolist()
+    levels: dict[str, Any] = {}
+    if "mu" in settings and name == FLOW_EULER:  # as LTX2Pipeline calls it
+        levels = {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": settings["mu"]}
+        if steps == 1:  # a last level that is the first cannot be moved
+            settings = {**settings, "shift_terminal": None}
+    elif "mu" in settings:
+        settings = {key: value for key, value in settings.items() if key not in DYNAMIC}
     scheduler: Any = cls(**{key: value for key, value in settings.items() if key in known})
     try:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device=device, **levels)
     except (ValueError, IndexError) as error:
         raise SchedulerError(f"sample.steps={steps}: {name} cannot take so many steps: {error}") from error
     if len(scheduler.timesteps.unique()) < steps:

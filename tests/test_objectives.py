@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
@@ -10,7 +12,9 @@ from avlit.objectives import (
     cogvideox_alphas_cumprod,
     cogvideox_scheduler_config,
     diffuse,
+    ltx2_mu,
     mean_squared_error,
+    shifted_logit_normal,
     velocity,
 )
 
@@ -68,3 +72,30 @@ def test_total_is_the_weighted_sum_of_the_parts():
         weights={"audio": 0.5},
     )
     assert losses.total == 2.0 + 0.5 * 15.0
+
+
+@pytest.mark.parametrize("num_tokens", [256, 1024, 2688, 4096])
+def test_noise_levels_are_distributed_as_ltx2s_trainer_draws_them(num_tokens: int):
+    mu = ltx2_mu(num_tokens)
+    assert mu == pytest.approx(np.interp(num_tokens, [-2048, 1024, 4096], [-0.15, 0.95, 2.05]))
+    rng = np.random.default_rng(0)
+    count, least = 400_000, 1e-3
+
+    def sigmoid(x: Any) -> Any:
+        return 1 / (1 + np.exp(-x))
+
+    raw = sigmoid(rng.standard_normal(count) + mu)  # the trainer draws three numbers for a level
+    low, high = sigmoid(mu - 2.5758), sigmoid(mu + 3.0902)
+    raw = (raw - low) / (high - low)
+    expected = np.clip(np.where(raw >= least, raw, 2 * least - raw), 0, 1)
+    expected = np.where(rng.random(count) < 0.1, least + (1 - least) * rng.random(count), expected)
+    found = shifted_logit_normal((np.arange(100_000) + 0.5) / 100_000, mu=mu).numpy()
+    places = np.linspace(0.001, 0.999, 200)
+    np.testing.assert_allclose(np.quantile(found, places), np.quantile(expected, places), atol=0.008)
+
+
+def test_any_uniform_number_gives_a_noise_level_and_evenly_spread_ones_give_spread_levels():
+    edges = shifted_logit_normal(np.array([0.0, 0.1 - 1e-12, 0.1, 0.1 + 1e-12, 1 - 1e-16]), mu=0.95)
+    assert bool(((edges >= 0) & (edges <= 1)).all())
+    even = shifted_logit_normal((np.arange(20) + 0.5) / 20, mu=0.95)
+    assert even.unique().numel() == 20 and even[:2].tolist() == pytest.approx([0.25075, 0.75025])

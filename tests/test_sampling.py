@@ -2,11 +2,17 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from avlit.objectives import cogvideox_alphas_cumprod, cogvideox_scheduler_config, wan_scheduler_config
+from avlit.objectives import (
+    cogvideox_alphas_cumprod,
+    cogvideox_scheduler_config,
+    ltx2_scheduler_config,
+    wan_scheduler_config,
+)
 from avlit.sampling import FLOW_SCHEDULERS, V_SCHEDULERS, SchedulerError, build_scheduler, run_scheduler
 
 MEAN, STD = 1.0, 0.5
@@ -53,6 +59,29 @@ def test_schedulers_sample_what_a_flow_model_knows(name: str) -> None:
     samples = sample_ideal(name, wan_scheduler_config(shift=5.0), steps=200)
     assert samples.mean() == pytest.approx(MEAN, abs=0.03)
     assert samples.std() == pytest.approx(STD, abs=0.03)
+
+
+@pytest.mark.parametrize("name", FLOW_SCHEDULERS)
+def test_schedulers_sample_what_a_flow_shifted_by_tokens_knows(name: str) -> None:
+    samples = sample_ideal(name, ltx2_scheduler_config(num_tokens=1024), steps=200)
+    assert samples.mean() == pytest.approx(MEAN, abs=0.03)
+    assert samples.std() == pytest.approx(STD, abs=0.03)
+
+
+@pytest.mark.parametrize("num_tokens", [256, 2688, 6144])
+def test_ltx2s_noise_levels_are_those_of_its_pipeline(num_tokens: int) -> None:
+    from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    stock: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
+    mu = calculate_shift(num_tokens, 1024, 4096, 0.95, 2.05)
+    stock.set_timesteps(sigmas=np.linspace(1.0, 1 / 40, 40), mu=mu)
+    settings = ltx2_scheduler_config(num_tokens=num_tokens)
+    ours = build_scheduler("FlowMatchEulerDiscreteScheduler", settings, steps=40)
+    torch.testing.assert_close(ours.sigmas, stock.sigmas)
+    assert ours.sigmas[-2] == pytest.approx(0.1)
+    one = build_scheduler("FlowMatchEulerDiscreteScheduler", settings, steps=1)
+    assert one.sigmas.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
