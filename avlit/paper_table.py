@@ -14,7 +14,7 @@ from typing import Any
 
 from avlit.discovery import RECIPES, recipe_keys
 from avlit.errors import ConfigError
-from avlit.settings import as_word, nearest, read_words, read_yaml
+from avlit.settings import as_word, nearest, read_words, read_yaml, words_by_stage
 
 DIRECTIONS = ("higher", "lower", "none")
 """Which of two values of a metric is the better one; none: it is no matter of better or worse."""
@@ -116,17 +116,15 @@ class PaperTable:
 
     def _given(self, words: Sequence[str]) -> dict[str, dict[str, str]]:
         """Stage -> key -> value of the words; those of one stage alone win."""
-        of_all: dict[str, str] = {}
-        of_one: dict[str, dict[str, str]] = {stage: {} for stage in self.stages}
-        for word, value in read_words(words).items():
+        read = read_words(words)
+        for word, value in read.items():
             first, _, rest = word.partition(".")
-            key = rest if first in of_one and rest else word
+            key = rest if first in self.stages else word
             if key in OF_UNITS:
                 raise ConfigError(f"{word}={value}: is settled for every run of table={self.key}; leave it out")
             if holders := [row for row, own in self.rows.items() if key in own]:
                 raise ConfigError(f"{word}={value}: is what the rows of table={self.key} differ in ({holders[0]}, …)")
-            (of_one[first] if key is rest else of_all)[key] = value
-        return {stage: {**of_all, **own} for stage, own in of_one.items()}
+        return words_by_stage(read, self.stages)
 
     def _words(
         self, stage: str, seed: int, extent: Extent, own: Mapping[str, str], given: Mapping[str, Mapping[str, str]]

@@ -321,3 +321,14 @@ def read_words(words: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"{key}: given twice, as {found[key]!r} and as {value!r}; keep one")
         found[key] = value
     return found
+
+
+def words_by_stage(words: Mapping[str, str], stages: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Stage -> key -> value: `STAGE.KEY=VALUE` holds for that stage alone, and there wins over `KEY=VALUE`."""
+    of_all = {key: value for key, value in words.items() if key.partition(".")[0] not in stages}
+    of_one: dict[str, dict[str, str]] = {stage: {} for stage in stages}
+    for key, value in words.items():
+        stage, _, rest = key.partition(".")
+        if stage in of_one:
+            of_one[stage][rest] = value
+    return {stage: {**of_all, **own} for stage, own in of_one.items()}

@@ -89,12 +89,18 @@ def given_to_model(made: UniTalking, batch: AVBatch) -> dict[str, Any]:
     return heard.value.given
 
 
-NEVER = ("dropout.text=0", "dropout.image=0", "dropout.reference=0")
+OWN_DROPOUT = {"ti2av": ("dropout.image=0",), "tr2av": ("dropout.reference=0",)}
+ALL_KEPT = ("dropout.text=0", "dropout.image=0", "dropout.reference=0")
+
+
+def only_kept(task: str) -> list[str]:
+    """One task alone, whose conditions are never dropped."""
+    return [*ONLY[task], "dropout.text=0", *OWN_DROPOUT.get(task, ())]
 
 
 def test_t2av_noises_video_and_sound_to_the_same_level_and_gives_nothing_else() -> None:
     batch = batch_of()
-    given = given_to_model(module(*ONLY["t2av"], *NEVER), batch)
+    given = given_to_model(module(*only_kept("t2av")), batch)
     assert given["reference"] is None and given["mode"] == ["joint", "joint"]
     assert torch.equal(given["text"], batch.text)
     levels = given["audio_timestep"] / 1000
@@ -108,7 +114,7 @@ def test_t2av_noises_video_and_sound_to_the_same_level_and_gives_nothing_else() 
 
 
 def test_ti2av_gives_the_first_latent_frame_clean_and_supervises_the_others_only() -> None:
-    made, batch = module(*ONLY["ti2av"], *NEVER), batch_of()
+    made, batch = module(*only_kept("ti2av")), batch_of()
     assert batch.video_latents is not None
     given = given_to_model(made, batch)
     assert torch.equal(given["video_latents"][:, :, 0], batch.video_latents[:, :, 0])
@@ -126,7 +132,7 @@ def without_positions(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_tv2a_gives_the_video_clean_and_deaf_and_asks_for_the_sound_only() -> None:
-    made, batch = module(*ONLY["tv2a"], *NEVER), batch_of()
+    made, batch = module(*only_kept("tv2a")), batch_of()
     assert batch.audio_latents is not None and batch.video_latents is not None
     given = given_to_model(made, batch)
     assert torch.equal(given["video_latents"], batch.video_latents) and not given["video_timestep"].any()
@@ -142,7 +148,7 @@ def test_tv2a_gives_the_video_clean_and_deaf_and_asks_for_the_sound_only() -> No
 
 
 def test_tr2av_gives_the_reference_and_falls_back_where_a_clip_has_none() -> None:
-    made, batch = module(*ONLY["tr2av"], *NEVER), batch_of()
+    made, batch = module(*only_kept("tr2av")), batch_of()
     assert batch.reference is not None
     assert torch.equal(given_to_model(made, batch)["reference"], batch.reference)
     mixed = replace(batch, has_reference=(True, False))
@@ -161,7 +167,7 @@ def test_a_fallback_is_logged_also_where_it_has_no_weight() -> None:
 
 
 def test_clips_of_mixed_tasks_are_what_they_are_alone() -> None:
-    made, batch = module(*NEVER), batch_of(6)
+    made, batch = module(*ALL_KEPT), batch_of(6)
     assert len(set(made.step(batch, draws_of(batch)).tasks)) > 2
     together = made.step(batch, draws_of(batch))
     for row in range(6):
@@ -186,8 +192,8 @@ def one_of(batch: AVBatch, row: int) -> AVBatch:
     [("t2av", "dropout.text=1"), ("ti2av", "dropout.image=1"), ("tr2av", "dropout.reference=1")],
 )
 def test_a_dropped_condition_is_gone_and_stays_when_measured(task: str, word: str) -> None:
-    dropped = [each for each in NEVER if not each.startswith(word.partition("=")[0])]
-    made, batch = module(*ONLY[task], *dropped, word), batch_of()
+    others = [each for each in only_kept(task) if not each.startswith(word.partition("=")[0])]
+    made, batch = module(*others, word), batch_of()
     given = given_to_model(made, batch)
     assert {
         "t2av": lambda: not given["text"].any(),
@@ -195,7 +201,7 @@ def test_a_dropped_condition_is_gone_and_stays_when_measured(task: str, word: st
         "tr2av": lambda: given["reference"] is None,
     }[task]()
     measured = Draws(0, 0, batch.slots, is_training=False)
-    kept = module(*ONLY[task], *NEVER)
+    kept = module(*only_kept(task))
     assert torch.equal(made.step(batch, measured).parts["audio"], kept.step(batch, measured).parts["audio"])
 
 
@@ -342,6 +348,9 @@ def test_no_guidance_is_one_pass_with_all_conditions() -> None:
         (2, "tasks.t2av=1e-300", r"tasks: t2av=1e-300, .*use weights with fewer digits"),
         (1, "sample.guidance=2", r"sample\.guidance=2: has no effect while codecs\.video=none"),
         (2, "codecs.tracks=none", r"codecs\.tracks=none: is set by the recipe"),
+        (1, "dropout.image=0.2", r"dropout\.image=0\.2: has no effect while tasks\.ti2av=0"),
+        (2, "tasks.tr2av=0 dropout.reference=0.2", r"dropout\.reference=0\.2: has no effect while no task with a ref"),
+        (2, "tasks.tr2av=0 sample.reference_guidance=2", r"sample\.reference_guidance=2: has no effect while no task"),
         (1, "model.trainable=all", r"model\.trainable=all: with codecs\.video=none the video twin sees no clip"),
         (1, "codecs.video=wan2.1", r"codecs\.video=wan2\.1 .*must be one of none, embedded, wan2\.2"),
     ],
@@ -434,6 +443,24 @@ def test_a_curriculum_hands_the_audio_branch_to_the_joint_stage(tmp_path: Path, 
     one, two = first.weights(), second.weights()
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], rtol=0, atol=1e-12) for name in one)
+
+
+def test_words_of_a_curriculum_hold_for_all_its_stages_or_for_the_one_they_begin_with(tmp_path: Path) -> None:
+    stages = ("unitalking_stage1", "unitalking_stage2")
+    given = ("train.steps=9", "unitalking_stage2.train.steps=5", "unitalking_stage2.sample.guidance=3")
+
+    def of(*words: str) -> list[Config]:
+        plan = curriculum.Plan("unitalking", stages, words, None)
+        return [plan.config(stage, runs_dir=tmp_path, init=None) for stage in stages]
+
+    first, second = of(*given)
+    assert (first.train.steps, second.train.steps, second.sample.guidance) == (9, 5, 3.0)
+    with pytest.raises(
+        ConfigError, match=r"no effect while codecs\.video=none.*in unitalking_stage1; `unitalking_stage1"
+    ):
+        of("sample.guidance=3")
+    with pytest.raises(ConfigError, match=r"unitalking_stage2\.init: is settled for every stage"):
+        of("unitalking_stage2.init=last")
 
 
 def test_paper_settings_train_released_parts(

@@ -12,7 +12,7 @@ from avlit.commands.session import Outcome, join_session
 from avlit.commands.train import settle_init, train
 from avlit.config import Config, ConfigError, curriculum_keys, from_yaml, load_config, to_yaml
 from avlit.runs import Run, create_run, hold, list_runs, stages_of
-from avlit.settings import read_words
+from avlit.settings import read_words, words_by_stage
 
 PLAN = "curriculum.json"
 
@@ -49,14 +49,21 @@ class Plan:
 
     def config(self, stage: str, *, runs_dir: Path, init: str | None) -> Config:
         """A stage's config; init: whose weights it starts from."""
-        start = [f"init={init}"] if init else []
-        return load_config([f"recipe={stage}", f"runs_dir={runs_dir}", *self.words, *start])
+        given = words_by_stage(read_words(self.words), self.stages)[stage]
+        if settled := {"recipe", "runs_dir", "init"} & given.keys():
+            raise ConfigError(f"{stage}.{min(settled)}: is settled for every stage of a curriculum; leave it out")
+        given |= {"recipe": stage, "runs_dir": str(runs_dir)} | ({"init": init} if init else {})
+        try:
+            return load_config([f"{key}={value}" for key, value in given.items()])
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in {stage}; `{stage}.KEY=VALUE` is a word for that stage alone)") from error
 
 
 def main(words: Sequence[str]) -> int:
     """`recipe=PAPER` and any words that `just train` takes; they hold for every stage.
 
-    The same words again go on with a curriculum that was stopped, at its stage and step; `new=true` starts another.
+    A word that begins with a stage, such as `unitalking_stage2.sample.guidance=3`, holds for that stage alone. The same
+    words again go on with a curriculum that was stopped, at its stage and step; `new=true` starts another.
     """
     if (status := join_session()) is not None:
         return status

@@ -69,7 +69,13 @@ class DropoutConfig:
     """Shares of clips that lose a condition which their task has; guidance contrasts with that (chosen: 0.1 each)."""
 
     text: float = setting(0.1, "share of clips without text", low=0, high=1)
-    image: float = setting(0.1, "share of the clips of ti2av whose first frame is not given", low=0, high=1)
+    image: float = setting(
+        0.1,
+        "share of the clips of ti2av whose first frame is not given",
+        low=0,
+        high=1,
+        not_with=("tasks.ti2av", 0.0),
+    )
     reference: float = setting(0.1, "share of the clips of tr2a and tr2av without the reference", low=0, high=1)
 
 
@@ -146,6 +152,16 @@ class UniTalkingConfig(Config):
             turn_block(tasks)
         except ValueError as error:
             raise ValueError(f"tasks: {error}") from error
+        if not tasks.keys() & WITHOUT_REFERENCE.keys():
+            for key, value, default in (
+                ("dropout.reference", self.dropout.reference, DropoutConfig.reference),
+                ("sample.reference_guidance", self.sample.reference_guidance, UniTalkingSample.reference_guidance),
+            ):
+                if value != default:
+                    raise ValueError(
+                        f"{key}={value:g}: has no effect while no task with a reference has a weight; leave it out, or "
+                        "give tasks.tr2a or tasks.tr2av one"
+                    )
         if self.codecs.video == "none" and self.model.trainable == "all":
             raise ValueError(
                 "model.trainable=all: with codecs.video=none the video twin sees no clip; use model.trainable=audio"
