@@ -100,7 +100,9 @@ def test_curriculum_goes_by_the_order_key(recipes: Path):
         curriculum_keys("two", recipes)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("mvt", "mean mtv?"), ("mtv_stage3", "mean mtv?"), ("zzz", "are mtv")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("mvt", "mean mtv?"), ("mtv_stage3", "mean mtv?"), ("zzz", "are jova, mmcontrol, mtv")]
+)
 def test_unknown_paper_is_named_with_what_there_is(name: str, hint: str):
     with pytest.raises(ConfigError) as error:
         curriculum_keys(name)
@@ -176,8 +178,8 @@ def test_wrong_value_in_a_file_names_the_file(recipes: Path):
     [
         (["recipe=mtv_stag3"], "recipe=mtv_stag3: no such recipe; did you mean mtv_stage3?"),
         (["recipe=mtv"], "recipe=mtv: has several stages, choose one of mtv_stage1, mtv_stage2"),
-        (["recipe=zzz"], "recipe=zzz: no such recipe; there are mtv_stage1"),
-        ([], "recipe=… is missing; there are mtv_stage1"),
+        (["recipe=zzz"], "recipe=zzz: no such recipe; there are jova_stage1_audio"),
+        ([], "recipe=… is missing; there are jova_stage1_audio"),
         (["recipe=mtv_stage1", "size=huge"], "size=huge: must be one of paper, tiny"),
         (["recipe=mtv_stage1", "recipe=mtv_stage2"], "recipe: given twice, as 'mtv_stage1' and as 'mtv_stage2'"),
         (["recipe=mtv_stage1", "seed=1", "seed=1"], "seed: given twice"),

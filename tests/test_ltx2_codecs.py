@@ -23,58 +23,6 @@ from avlit.sound import resample
 from avlit.timing import audio_latents_of
 
 
-@pytest.fixture(scope="session")
-def ltx2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The parts of a diffusers folder as LTX-2 is released, besides its transformer: released rates, few channels."""
-    from diffusers.models.autoencoders.autoencoder_kl_ltx2 import AutoencoderKLLTX2Video
-    from diffusers.models.autoencoders.autoencoder_kl_ltx2_audio import AutoencoderKLLTX2Audio
-    from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-    from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
-    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GemmaTokenizer
-
-    folder = tmp_path_factory.mktemp("LTX-2")
-    torch.manual_seed(0)
-    video: Any = AutoencoderKLLTX2Video(
-        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(16, 32, 64),
-        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), encoder_causal=True,
-        decoder_causal=False, spatial_compression_ratio=32, temporal_compression_ratio=8, scaling_factor=0.5,
-    )  # fmt: skip
-    audio: Any = AutoencoderKLLTX2Audio(base_channels=32, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=2)
-    for vae in (video, audio):
-        vae.latents_mean.normal_()
-        vae.latents_std.uniform_(0.5, 1.5)
-    video.save_pretrained(folder / "vae")
-    audio.save_pretrained(folder / "audio_vae")
-    LTX2Vocoder(hidden_channels=32, resnet_kernel_sizes=[3], resnet_dilations=[[1]]).save_pretrained(folder / "vocoder")
-    LTX2LatentUpsamplerModel(in_channels=8, mid_channels=32, num_blocks_per_stage=1).save_pretrained(
-        folder / "latent_upsampler"
-    )
-    heads: dict[str, Any] = {}
-    for stream in ("video", "audio"):
-        heads |= {f"{stream}_connector_num_attention_heads": 2, f"{stream}_connector_attention_head_dim": 8}
-        heads |= {f"{stream}_connector_num_layers": 1}
-    LTX2TextConnectors(caption_channels=16, text_proj_in_factor=3, rope_type="split", **heads).save_pretrained(
-        folder / "connectors"
-    )
-    text: dict[str, Any] = {
-        "vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8,
-        "num_key_value_heads": 1, "intermediate_size": 32, "sliding_window": 64,
-        "layer_types": ["sliding_attention", "full_attention"],
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-        "patch_size": 14,
-    }  # fmt: skip
-    gemma: Any = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
-    torch.nn.init.normal_(gemma.model.language_model.embed_tokens.weight)  # words unlike each other
-    gemma.save_pretrained(folder / "text_encoder")
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz[]:."]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    GemmaTokenizer(vocab=vocabulary, merges=[], add_bos_token=True).save_pretrained(folder / "tokenizer")
-    return folder
-
-
 @pytest.fixture
 def released(ltx2_folder: Path, tmp_path: Path) -> Path:
     """A copy, to be changed."""
