@@ -1,6 +1,6 @@
 """`just bench`: every measurement that takes no trained run, one after the other."""
 
-from benchmarks import checkpoints, joint, loop, mouth_loss, reading, resume, resume_position, tracking
+from benchmarks import bypass, checkpoints, joint, loop, mouth_loss, reading, resume, resume_position, tracking
 
 if __name__ == "__main__":
     reading.main([])
@@ -11,3 +11,4 @@ if __name__ == "__main__":
     loop.main([])
     joint.main([])
     mouth_loss.main([])
+    bypass.main([])

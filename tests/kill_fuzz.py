@@ -28,6 +28,7 @@ TINY = (
 )  # fmt: skip
 TINY_OF_PAPER = {
     "mtv": ("model.num_interaction_blocks=1", "model.audio_hidden=16"),
+    "mmcontrol": ("model.video_head_dim=12", "model.audio_head_dim=8"),
     "jova": ("model.num_single_layers=1", "model.head_dim=16", "model.rope_axes=[4,6,6]"),
 }
 MODES = ("any time", "in a save", "at a stage's start", "in training")

@@ -77,6 +77,7 @@ def resumed(folder: Path, *more: str) -> int:
         ("recipe=mtv", "train.accumulate=2"),
         ("recipe=unitalking", "data.subsets={basic_face: 1}"),
         ("recipe=jova",),
+        ("recipe=mmcontrol",),
     ],
 )
 def test_a_curriculum_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path, settings: tuple[str, ...]):
