@@ -278,7 +278,7 @@ class Config:
     recipe: str = setting("", "what is trained", fixed=True)
     about: str = setting("", "one line on the recipe", fixed=True)
     order: int = setting(0, "place in the paper's curriculum, from 1; 0 is none", low=0, fixed=True)
-    size: str = setting("tiny", "tiny or paper", fixed=True)
+    size: str = setting("tiny", "tiny, paper, or another of the recipe's sizes", fixed=True)
     seed: int = setting(0, "of every random number", low=0)
     init: str | None = setting(None, "run or folder whose weights the run starts from")
     run_name: str | None = setting(None, "name of the run; null makes one from recipe and time")

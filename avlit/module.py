@@ -121,10 +121,11 @@ class AVModule(pl.LightningModule):
         self.released = self.base_names
         return f"Stands on {len(self.base_names)} tensors of {checkpoint.path}, which it does not save again"
 
-    def copy_weights(self, inherited: frozenset[str]) -> str:
+    def copy_weights(self, inherited: frozenset[str], trained: frozenset[str]) -> str:
         """Fill what starts as a copy of other weights, once those are there and before anything is trained.
 
-        inherited: names of the parameters that came from `init=`. Returns what was copied, in words, empty for nothing.
+        inherited: names of the parameters that came from `init=`; trained: those that its run trained. Returns what
+        was copied, in words, empty for nothing.
         """
         return ""
 

@@ -1,6 +1,7 @@
 """JoVA's recipe: what each stage gives and asks, the mouth loss, what trains, and runs through the real commands."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ SMALL = ("model.num_single_layers=1", "model.num_heads=2", "model.head_dim=16", 
          "data.num_frames=9", "data.height=32", "data.width=32", "train.threads=1")  # fmt: skip
 FRAMES, TOKENS, CELLS = 3, 47, 4  # latent frames of 9, audio latents of 9 frames at 12 a second, 32 pixels
 STAGES = ("stage1_video", "stage1_audio", "stage2")
-NEVER = ("dropout.text=0", "image_share=0")
+NO_IMAGE = ("image_share=0", "sample.sync_clips=0")
+NEVER = ("dropout.text=0", *NO_IMAGE)
 
 
 def module(*words: str, stage: str = "stage2") -> JoVA:
@@ -140,7 +142,7 @@ def test_the_joint_stage_noises_video_and_sound_to_the_same_level_and_gives_each
 
 @pytest.mark.parametrize("stage", ["stage1_video", "stage1_audio"])
 def test_a_branch_alone_is_given_nothing_of_the_other(stage: str) -> None:
-    words = ("dropout.text=0", "image_share=0") if stage == "stage1_video" else ("dropout.text=0",)
+    words = NEVER if stage == "stage1_video" else NEVER[:1]
     made, batch = module(*words, stage=stage), batch_of(stage=stage)
     given = given_to_model(made, batch)
     own, other = ("video", "audio") if stage == "stage1_video" else ("audio", "video")
@@ -156,7 +158,7 @@ def test_a_branch_alone_is_given_nothing_of_the_other(stage: str) -> None:
 
 def test_dropped_text_is_one_token_of_zeros_for_both_branches() -> None:
     batch = batch_of()
-    given = given_to_model(module("dropout.text=1", "image_share=0"), batch)
+    given = given_to_model(module("dropout.text=1", *NO_IMAGE), batch)
     for name in ("video_text", "audio_text"):
         assert given[name].features.shape == (2, 1, 64) and not given[name].features.any()
         assert list(given[name].lengths) == [1, 1]
@@ -228,14 +230,60 @@ def one_of(batch: AVBatch, row: int) -> AVBatch:
     return replace(batch, **cut)
 
 
-def test_the_user_is_told_once_where_no_clip_shows_a_mouth() -> None:
-    made, batch = module(), batch_of()
+def faceless(step: int) -> AVBatch:
+    batch = batch_of(step=step)
     assert batch.mouth_mask is not None
-    faceless = replace(batch, mouth_mask=torch.zeros_like(batch.mouth_mask), has_mouth=(False, False))
+    return replace(batch, mouth_mask=torch.zeros_like(batch.mouth_mask), has_mouth=(False, False))
+
+
+def test_the_user_is_told_once_where_no_clip_of_many_steps_shows_a_mouth() -> None:
+    made = module()
     with torch.no_grad(), pytest.warns(UserWarning, match=r"mouth_weight=5: no clip of 20 steps shows a mouth") as told:
-        for _ in range(STEPS_WITHOUT_MOUTH + 5):
-            assert not made.step(faceless, draws_of(faceless)).parts["mouth"].any()
+        for step in range(STEPS_WITHOUT_MOUTH + 5):
+            for _ in range(2):  # micro-batches
+                assert not made.step(faceless(step), draws_of(faceless(step))).parts["mouth"].any()
     assert len(told) == 1
+
+
+def test_measurements_and_micro_batches_of_one_step_are_no_steps_without_a_mouth() -> None:
+    made = module()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(STEPS_WITHOUT_MOUTH + 5):
+            made.step(faceless(0), draws_of(faceless(0)))
+        for step in range(STEPS_WITHOUT_MOUTH + 5):
+            made.step(faceless(step), replace(draws_of(faceless(step)), is_training=False))
+        made.step(batch_of(step=1), draws_of(batch_of(step=1)))
+        made.step(faceless(STEPS_WITHOUT_MOUTH), draws_of(faceless(STEPS_WITHOUT_MOUTH)))
+
+
+def test_a_flow_shift_of_training_moves_the_noise_level_of_the_same_draw() -> None:
+    batch = batch_of()
+    plain, shifted = (
+        given_to_model(module(*NEVER, f"flow_shift={shift}"), batch)["video_timestep"] / 1000 for shift in (1, 3)
+    )
+    torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
+
+
+def test_sound_alone_spans_the_video_that_lasts_as_long() -> None:
+    made, batch = module(*NEVER[:1], stage="stage1_audio"), batch_of(stage="stage1_audio")
+    assert batch.audio_latents is not None
+    longer = replace(batch, duration_s=1.5, audio_latents=torch.cat([batch.audio_latents] * 2, dim=1))
+    assert given_to_model(made, batch)["num_frames"] == FRAMES
+    assert given_to_model(made, longer)["num_frames"] > FRAMES
+
+
+def test_an_audio_branch_that_was_trained_is_not_made_a_copy_again() -> None:
+    made = module(stage="stage1_audio")
+    every = frozenset(name for name, _ in made.model.named_parameters())
+    of_audio = frozenset(name for name in every if name.startswith("audio."))
+    before = {name: each.clone() for name, each in made.model.named_parameters()}
+    assert "stays as it is" in made.copy_weights(every, of_audio)
+    assert all(torch.equal(before[name], each) for name, each in made.model.named_parameters())
+    assert "are copies of the video branch's" in made.copy_weights(every, every - of_audio)
+    inner = "transformer_blocks.0.attn.to_q.weight"
+    after = dict(made.model.named_parameters())
+    assert torch.equal(after[f"audio.{inner}"], before[f"backbone.{inner}"])
 
 
 # Mouth boxes on their way from a shard.
@@ -312,12 +360,20 @@ def test_a_branch_alone_makes_its_own_latents(stage: str) -> None:
     assert (made.video is None, made.audio is None) == (stage == "stage1_audio", stage == "stage1_video")
 
 
-@pytest.mark.parametrize("name", ["guidance", "audio_guidance", "flow_shift"])
-def test_every_setting_of_the_sampler_has_its_own_effect(name: str) -> None:
+@pytest.mark.parametrize(("name", "own"), [("guidance", "video"), ("audio_guidance", "audio")])
+def test_guidance_of_a_modality_moves_that_modality_alone_in_a_step(name: str, own: str) -> None:
     made, batch = module(), batch_of()
-    before, after = sampled(made, batch), sampled(made, batch, None, **{name: 7.0})
-    assert before.audio is not None and after.audio is not None
-    assert not torch.equal(before.audio, after.audio)  # what one stream becomes, the other sees
+    before, after = sampled(made, batch, steps=1), sampled(made, batch, None, steps=1, **{name: 7.0})
+    for modality in ("video", "audio"):
+        first, second = getattr(before, modality), getattr(after, modality)
+        assert torch.equal(first, second) == (modality != own)
+
+
+def test_a_flow_shift_of_the_sampler_changes_both_modalities() -> None:
+    made, batch = module(), batch_of()
+    before, after = sampled(made, batch), sampled(made, batch, None, flow_shift=7.0)
+    for modality in ("video", "audio"):
+        assert not torch.equal(getattr(before, modality), getattr(after, modality))
 
 
 def test_no_guidance_is_one_pass_with_both_texts() -> None:
@@ -326,6 +382,14 @@ def test_no_guidance_is_one_pass_with_both_texts() -> None:
     made.model.register_forward_pre_hook(lambda _, args, kw: texts.append(kw["audio_text"]), with_kwargs=True)
     sampled(made, batch, guidance=1.0, audio_guidance=1.0)
     assert len(texts) == 3 and list(texts[0].lengths or ()) == [4, 6]
+
+
+def test_a_branch_alone_is_not_guided_twice_for_the_other_ones_guidance() -> None:
+    made, batch = module(stage="stage1_audio"), batch_of(stage="stage1_audio")
+    passes: list[object] = []
+    made.model.register_forward_pre_hook(lambda *_: passes.append(None))
+    sampled(made, batch, audio_guidance=1.0)
+    assert len(passes) == 3
 
 
 # Configuration.
@@ -346,11 +410,18 @@ def test_no_guidance_is_one_pass_with_both_texts() -> None:
         ("stage2", "model.rope_axes=[2,2,2]", r"model\.rope_axes=\[2, 2, 2\]: must add up to model\.head_dim=16"),
         ("stage2", "model.fusion=sum", r"model\.fusion=sum .*must be one of joint, cross_linear, cross"),
         ("stage2", "codecs.tracks=none", r"codecs\.tracks=none: is set by the recipe"),
+        ("stage2", "image_share=0", r"sample\.sync_clips=\d+: .*set sample\.sync_clips=0"),
+        ("stage1_audio", "sample.sync_clips=4", r"sample\.sync_clips=4: .*a branch alone has no pair"),
+        ("stage2", "model.duplicate_video=true", r"model\.duplicate_video=true: .*leave it out"),
+        ("stage2", "model.trainable=video model.fusion=cross_linear", r"model\.trainable=video: .*trainable=all"),
+        ("stage2", "model.embedded_guidance=-3", r"model\.embedded_guidance=-3: must be at least 0"),
     ],
 )
 def test_what_does_not_fit_a_stage_is_refused(stage: str, word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config([f"recipe=jova_{stage}", *(each for each in SMALL if each.split("=")[0] not in word), word])
+        load_config(
+            [f"recipe=jova_{stage}", *(each for each in SMALL if each.split("=")[0] not in word), *word.split()]
+        )
 
 
 def test_the_paper_size_is_what_the_paper_publishes() -> None:

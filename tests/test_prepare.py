@@ -515,7 +515,7 @@ def test_captions_come_from_the_list_then_json_then_text(tmp_path: Path):
     }  # fmt: skip
     assert found["a-00000"].source == "a.mp4 0.00-0.42 s; tracks: simple voice-band gate; a friend"
     assert found["b-00000"].transcript == "hello there"
-    assert all(each.mouth_boxes == [[]] * 5 for each in found.values())
+    assert all(each.mouth_boxes == [] for each in found.values())  # nobody looked
 
 
 def test_captions_in_other_styles_are_encoded_where_the_recipe_reads_them(tmp_path: Path):
@@ -558,11 +558,33 @@ def test_a_joint_caption_that_is_given_stays_the_only_one(style: str):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("has_picture", "transcript"), [(True, ""), (False, "hello")])
-def test_a_clip_without_words_and_sound_alone_have_no_joint_caption(has_picture: bool, transcript: str):
-    record = {"caption": "A wall.", "transcript": transcript}
-    description = describe(record, default_subset="basic_face", has_picture=has_picture)
+def test_sound_alone_has_no_joint_caption():
+    description = describe(
+        {"caption": "A wall.", "transcript": "hello"}, default_subset="basic_face", has_picture=False
+    )
     assert "detailed" not in description.captions and description.caption == "A wall."
+
+
+@pytest.mark.parametrize(
+    ("record", "heard"),
+    [
+        ({}, None),
+        ({"transcript": ""}, "No speech."),
+        ({"transcript": "", "sound": "rain on a roof."}, "No speech. Sound: rain on a roof."),
+        ({"sound": "rain"}, "Sound: rain."),
+        ({"transcript": "hello there", "sound": "rain"}, "Speech: hello there. Sound: rain."),
+        ({"transcript": "Hello, there!", "captions": {"speech": "A man: hello there."}}, "A man: hello there."),
+    ],
+)
+def test_what_is_heard_is_said_in_a_caption_of_its_own(record: dict[str, Any], heard: str | None):
+    description = describe({"caption": "A wall.", **record}, default_subset="basic_face")
+    assert description.captions.get("speech") == heard
+
+
+def test_a_caption_of_what_is_heard_must_hold_the_words_of_the_transcript():
+    record = {"caption": "A wall.", "transcript": "hello there", "captions": {"speech": "Speech: good bye."}}
+    with pytest.raises(ValueError, match="captions.speech: does not hold the words of transcript"):
+        describe(record, default_subset="basic_face")
 
 
 def test_a_joint_recipes_batches_hold_the_spoken_words_and_clips_without_any_are_counted(tmp_path: Path):

@@ -71,7 +71,13 @@ def test_a_stopped_table_goes_on_also_side_by_side_measures_every_row_and_lends_
         assert avlit(["resume", "run=last", f"runs_dir={tmp_path}/runs"]) == 130  # of its runs, and means the whole
     before = list_runs(tmp_path / "runs")
     assert len(before) == 5 and not (parent.path / "table.md").exists()
+    provenance = before[1].provenance_path
+    as_trained = provenance.read_text()
+    provenance.write_text(as_trained.replace("avlit/module.py", "avlit/modules.py"))
     capsys.readouterr()
+    assert avlit([*given, "table=jova_lambda", "jobs=2"]) == USER_MISTAKE
+    assert "was trained with other code or libraries than are here now; new=true" in capsys.readouterr().err
+    provenance.write_text(as_trained)
     assert avlit([*given, "table=jova_lambda", "jobs=2"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("done after") == 1 and "Ready after" not in printed
@@ -96,7 +102,7 @@ def test_a_stopped_table_goes_on_also_side_by_side_measures_every_row_and_lends_
         assert {name: measured[name] for name in logged} == logged
         assert 0 < measured["picture_psnr"] < 60
     text = (parent.path / "table.md").read_text()
-    assert "seed 1; 3 held-out clips" in text and "(one seed)" in text
+    assert "seed 1; of 3 held-out clips" in text and "(one seed)" in text
     sent = (parent.path / "spool" / "artifacts.jsonl").read_text()
     assert all(f"table.{kind}" in sent for kind in ("md", "json", "png"))
     assert '"row 5/lip_sync"' in (parent.path / "spool" / "metrics.jsonl").read_text()

@@ -145,6 +145,8 @@ def subsets_of(shards: ShardSet, config: Config) -> tuple[str, ...]:
 
 def named_clip(shards: ShardSet, key: str, subsets: Sequence[str]) -> EncodedSample:
     """The clip of that key, held-out ones first; of a corpus under way only held-out ones, which are there soon."""
+    from data.sample import DamagedSample
+
     known: list[str] = []
     for split in ("heldout",) if shards.is_growing else ("heldout", "train"):
         for number, shard in shards.select(split):
@@ -152,7 +154,10 @@ def named_clip(shards: ShardSet, key: str, subsets: Sequence[str]) -> EncodedSam
                 continue
             keys = [shards.key(number, index) for index in range(shard.samples)]
             if key in keys:
-                sample = shards.read(number, keys.index(key))
+                try:
+                    sample = shards.read(number, keys.index(key))
+                except DamagedSample as damage:
+                    raise ConfigError(f"clip={key}: {damage}; prepare it again, or give another") from damage
                 if not any(sample.annotation.mouth_boxes):
                     raise ConfigError(
                         f"clip={key}: has no mouth boxes: no face was found in it, or `just prepare` looked for none"

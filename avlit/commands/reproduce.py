@@ -88,6 +88,8 @@ def main(words: Sequence[str]) -> int:
     whole = table.quick if is_quick else table.full
     seeds = read_seeds(given.pop("seeds", ",".join(map(str, whole.seeds))))
     clips, runs_dir = read_count(given, "clips", "64"), Path(given.pop("runs_dir", Config.runs_dir))
+    if clips < 2:
+        raise ConfigError(f"clips={clips}: must be at least 2, as each is compared with the others' sound")
     plan = Plan(table.key, is_quick, seeds, clips, tuple(f"{key}={value}" for key, value in given.items()))
     units = plan.units()
     configs = [unit_config(unit, runs_dir=runs_dir) for unit in units]  # all, before the first trains
@@ -144,6 +146,7 @@ def train_table(parent: Run, plan: Plan, *, at_once: int, is_resumed: bool, allo
         status = "failed"
         try:
             training = TableTraining(parent, units, allow_change=allow_change)
+            training.refuse_other_code()
             exit_status = training.one_by_one() if at_once == 1 else training.side_by_side(at_once)
             if exit_status:
                 status = "stopped"
@@ -190,7 +193,8 @@ def report(parent: Run, plan: Plan, results: dict[str, dict[int, dict[str, float
     note = (
         f"{config.recipe} at size {config.size}, {config.train.steps} steps, "
         f"{'seed' if len(extent.seeds) == 1 else 'seeds'} {', '.join(map(str, extent.seeds))}; "
-        f"{plan.clips} held-out clips are sampled for each run. ± is the standard deviation over seeds. The paper's "
+        f"of {plan.clips} held-out clips those with one speaker are sampled for each run. ± is the standard deviation "
+        "over seeds. The paper's "
         "numbers are of its own data, model and metrics: directions can be compared, values cannot."
     )
     made = TableReport(table, extent.rows, results, note)

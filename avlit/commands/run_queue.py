@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
@@ -52,7 +52,7 @@ def run_jobs(
     context = get_context("spawn")
     waiting, running, done = list(jobs), dict[str, tuple[Job, BaseProcess, float]](), set(done)
     failed: Job | None = None
-    with _noting_signals() as asked:
+    with _noting_signals() as asked, _killed_with_us(running):
         told: int | None = None
         while running or (waiting and failed is None and not asked):
             ready = [job for job in waiting if job.needs is None or job.needs in done]
@@ -87,6 +87,17 @@ def run_jobs(
     if asked:
         return INTERRUPTED if asked[-1] == signal.SIGINT else STOPPED
     return 0
+
+
+@contextmanager
+def _killed_with_us(running: Mapping[str, tuple[Job, BaseProcess, float]]) -> Iterator[None]:
+    """Inside, an exception, such as that of a second Ctrl-C, ends what is still running; it can be resumed."""
+    try:
+        yield
+    except BaseException:
+        for _, process, _ in running.values():
+            process.kill()
+        raise
 
 
 @contextmanager

@@ -338,13 +338,19 @@ def start_weights(
         print(f"init={config.init} (a new run from weights, not a resume): {report}")
     elif not config.model.weights:
         print("Starts from scratch: no `init=` and no `model.weights=` given.")
-    if copied := module.copy_weights(inherited):
+    if copied := module.copy_weights(inherited, trained_by(source) if source else frozenset()):
         print(copied)
     module.freeze()
     frozen = [name for name, parameter in module.model.named_parameters() if not parameter.requires_grad]
     if frozen:
         print(f"{len(frozen)} parameters are frozen (e.g. {frozen[0]})")
     return lineage
+
+
+def trained_by(checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of the parameters that a checkpoint's run trained."""
+    groups: Any = checkpoint.state.optimizer.get("groups", [])
+    return frozenset(name for group in groups for name in group)
 
 
 def init_source(run: Run, init: str) -> Checkpoint:

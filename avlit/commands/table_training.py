@@ -19,6 +19,7 @@ from avlit.commands.train import settle_init, train
 from avlit.commit import committed_dirs, step_of
 from avlit.config import Config, from_yaml, load_config, recipe_folder, to_yaml
 from avlit.durable import write_atomically
+from avlit.errors import UserError
 from avlit.paper_table import Unit
 from avlit.provenance import LIBRARIES, Provenance, source_digests
 from avlit.runs import Run, find_run, list_runs, stages_of
@@ -109,6 +110,22 @@ class TableTraining:
         done = max((step_of(path) or 0 for path in committed_dirs(run.checkpoints_dir)), default=0)
         return from_yaml(run.read_config(), source=str(run.config_path)).train.steps - done
 
+    def refuse_other_code(self) -> None:
+        """UserError where runs of this table have finished with another code or libraries than those left would have.
+
+        Rows of a table can then not be compared.
+        """
+        runs = begun(self.parent)
+        finished = {name: run for name, run in runs.items() if run.record().status == "finished"}
+        if self.allow_change or not self.units or len(finished) >= len(self.units):
+            return
+        for unit in self.units:
+            if (run := finished.get(unit.name)) is not None and not has_same_code(run, unit.stage):
+                raise UserError(
+                    f"{unit.name}, run {run.id}: was trained with other code or libraries than are here now; new=true "
+                    "trains the whole table anew, allow_change=true goes on with rows of different code"
+                )
+
     def is_done(self, unit: Unit) -> bool:
         """Whether the unit's run has finished, here or, the very same training, as part of another table."""
         runs = begun(self.parent)
@@ -169,12 +186,18 @@ def train_by_name(parent: str, units: Mapping[str, Unit], threads: int, allow_ch
 
 def is_same(run: Run, config: Config) -> bool:
     """Whether a run was trained with this config, the code that is here, and the same libraries."""
+    there, here = _compared(run.read_config(), run.id), _compared(to_yaml(config), config.recipe)
+    return has_same_code(run, config.recipe) and there == here
+
+
+def has_same_code(run: Run, recipe: str) -> bool:
+    """Whether a run was trained with the code and the libraries that are here."""
     before = Provenance.read(run.provenance_path, is_damage_allowed=True)
-    if before is None or before.code != source_digests(recipe_folder(config.recipe)):
-        return False
-    if before.versions != {name: version(name) for name in LIBRARIES}:
-        return False
-    return _compared(run.read_config(), run.id) == _compared(to_yaml(config), config.recipe)
+    return (
+        before is not None
+        and before.code == source_digests(recipe_folder(recipe))
+        and before.versions == {name: version(name) for name in LIBRARIES}
+    )
 
 
 def _compared(text: str, source: str) -> dict[str, object]:

@@ -237,6 +237,10 @@ class TwinMMDiTConfig:
                 f"model.rope_axes={list(self.rope_axes)}: must add up to model.head_dim={self.head_dim}, "
                 f"not {sum(self.rope_axes)}"
             )
+        if self.embedded_guidance is not None and self.embedded_guidance < 0:
+            raise ValueError(
+                f"model.embedded_guidance={self.embedded_guidance:g}: must be at least 0, or null for none"
+            )
         if self.image_channels and self.image_channels <= self.video_channels:
             raise ValueError(
                 f"model.image_channels={self.image_channels}: must be 0, or more than "
@@ -257,7 +261,8 @@ def waver_12b() -> TwinMMDiTConfig:
 def waver_1_6b() -> TwinMMDiTConfig:
     """JoVA's smaller size (3.2 B with both branches, sec. 4.4).
 
-    Waver-1.6B's layout is not published. A guess: half the width of Waver-12B, and blocks that come to 1.63 B.
+    Waver-1.6B's layout is not published. A guess: half the width of Waver-12B, and as many blocks as make 1.63 B
+    a branch.
     """
     return TwinMMDiTConfig(num_layers=8, num_single_layers=24, num_heads=12)
 

@@ -3,13 +3,15 @@
 A record's fields: `file` (in a JSONL file), `subset` (a name or a list), and either `caption`, used as it is, or
 `scene`, `persons` [{`id`, `appearance`}] and `speaking`, which make a caption in MTV's template, or `captions`
 {style: text} (`data.captions.STYLES`), whose first is then the caption. Optional: `captions` beside a caption,
-`num_speakers`, `transcript`, `speaker`, `source`. Others are not read. Sound alone needs no more than a `transcript`.
+`num_speakers`, `transcript` ("" where nobody speaks), `sound` (what else is heard), `speaker`, `source`. Others are
+not read. Sound alone needs no more than a `transcript`.
 A clip's transcript leads its `detailed` caption, which is made where the record has no style for picture and sound.
 `words` [{`word`, `start_s`, `end_s`}], in seconds of the clip, tell which of them a window holds. A caption of the form
 `[VISUAL]: … [SPEECH]: …` is one of style `visual_speech`; else that is made from what is seen and said.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -37,6 +39,7 @@ JOINT_STYLES = ("detailed", "short", "fused")
 
 
 _WITHOUT_WORDS = ("structured", "video")
+_WORDLESS = (NO_SPEECH, "Sound:", "Music:")  # how a `speech` caption begins that holds no words
 
 
 class Rejected(Exception):
@@ -51,7 +54,8 @@ class Description:
     is_verbatim: the caption is the transcript's words and nothing else, so it holds for the whole sound only.
     is_one_voice: one person is heard speaking, so that any part of the sound lends its voice to another.
     seen: what the clip shows. spoken: what is said, "" where nobody speaks, None where nobody knows. words: the same
-    with their times; with them, `record` is what `in_window` describes anew.
+    with their times; with them, `record` is what `in_window` describes anew. sounds: a `speech` caption without words,
+    which holds for any part of the clip.
     """
 
     caption: str
@@ -66,12 +70,14 @@ class Description:
     spoken: str | None = None
     words: tuple[TimedWord, ...] = ()
     record: Mapping[object, object] | None = None
+    sounds: str = ""
 
     @property
     def holds_words(self) -> bool:
         """Whether a caption or the transcript holds what is said, so that it is not that of a part of the sound."""
         given = self.captions.get(PROMPT)
-        return bool(self.transcript or "speech" in self.captions) or (
+        heard = self.captions.get("speech")
+        return bool(self.transcript or (heard and not heard.startswith(_WORDLESS))) or (
             given is not None and not given.endswith(NO_SPEECH)
         )
 
@@ -115,6 +121,8 @@ class Description:
         words = self.captions.get("speech")
         captions = {} if words is None else {s: text for s, text in self.captions.items() if not text.startswith(words)}
         captions.pop(PROMPT, None)
+        if self.sounds:
+            captions["speech"] = self.sounds
         return replace(self, transcript="", captions=captions, spoken=None)
 
 
@@ -208,8 +216,16 @@ def describe(record: object, *, default_subset: str, has_picture: bool = True) -
     words = timed_words(record.get("words"))
     transcript = " ".join(_string(record, "transcript").split()) or " ".join(each.word for each in words)
     captions = _captions(record)
+    sound = " ".join(_string(record, "sound").split())
+    sounds = f"Sound: {sound.removesuffix('.')}." if sound else ""
+    if transcript and _spoken_words(transcript) not in _spoken_words(captions.get("speech", transcript)):
+        raise ValueError("captions.speech: does not hold the words of transcript; write them in, or leave one out")
     if transcript:
-        captions = {"speech": audio_caption([Turn(transcript)]), **captions}
+        captions = {"speech": audio_caption([Turn(transcript)], sound=sound), **captions}
+    elif isinstance(record.get("transcript"), str):  # nobody speaks
+        captions = {"speech": audio_caption([], sound=sound), **captions}
+    elif sounds:  # nobody knows
+        captions = {"speech": sounds, **captions}
     seen, is_verbatim = [], False
     if "caption" in record:
         caption = " ".join(_string(record, "caption").split())
@@ -244,6 +260,7 @@ def describe(record: object, *, default_subset: str, has_picture: bool = True) -
         spoken=transcript if is_known else None,
         words=words if has_picture else (),
         record={**record, "subset": list(subsets)} if words and has_picture else None,
+        sounds=sounds,
     )
 
 
@@ -262,6 +279,11 @@ def _captions(record: Mapping[object, object]) -> dict[str, str]:
         if not captions[style]:
             raise ValueError(f"captions.{style}={text!r}: is empty")
     return captions
+
+
+def _spoken_words(text: str) -> str:
+    """Words alone, without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _is_prompt(caption: str) -> bool:

@@ -122,6 +122,13 @@ class Report:
                 f"Caption only, no words to speak: {bare} of {_count(len(kept), 'file')}; where somebody speaks, say "
                 "what in its `transcript`"
             )
+        deaf, total = shapes.total() - captions["speech"], shapes.total()
+        if "speech" in self.styles and deaf:
+            lines.append(
+                f"Windows that say nothing of what is heard: {deaf} of {total}; a branch for sound reads their caption "
+                'instead. Give `transcript` ("" for nobody, with times in `words` where a clip is longer than a '
+                "window), or `sound`"
+            )
         lines += self._mouths(kept)
         lines += [
             f"No clip has a {name} ({' or '.join(f'NAME.{suffix}' for suffix in CONTROL_FILES[name])} beside it): a "

@@ -134,6 +134,22 @@ class JoVAConfig(Config):
                 f"model.trainable={self.model.trainable}: with codecs.video={self.codecs.video} and "
                 f"codecs.audio={self.codecs.audio} only the {wanted} branch sees a clip; use model.trainable={wanted}"
             )
+        if self.is_joint and self.model.fusion == "cross_linear" and self.model.trainable != "all":
+            raise ValueError(
+                f"model.trainable={self.model.trainable}: with model.fusion=cross_linear the branches meet through "
+                "linear layers of neither, which start at zero; use model.trainable=all"
+            )
+        if self.model.duplicate_video and self.model.trainable != "audio":
+            raise ValueError(
+                f"model.duplicate_video=true: the audio branch starts as a copy where it is trained alone, and here "
+                f"model.trainable={self.model.trainable}; leave it out"
+            )
+        if self.sample.sync_clips and not (self.is_joint and self.image_share):
+            reason = "image_share=0: no reference image was trained" if self.is_joint else "a branch alone has no pair"
+            raise ValueError(
+                f"sample.sync_clips={self.sample.sync_clips}: lip sync is that of a picture and its sound, whose first "
+                f"frame is given, and {reason}; set sample.sync_clips=0"
+            )
         if self.mouth_weight is not None and not self.is_joint:
             raise ValueError(
                 f"mouth_weight={self.mouth_weight:g}: is for the joint stage (JoVA, Eq. 6), and "

@@ -47,7 +47,7 @@ class JoVA(AVModule):
             model, optimizer=config.optimizer, steps=config.train.steps, seed=config.seed, start_step=start_step
         )
         self.config = config
-        self.steps_without_mouth = 0
+        self.mouthless_since: int | None = None  # step of training
         model.gradient_checkpointing = config.train.gradient_checkpointing
 
     def freeze(self) -> None:
@@ -63,10 +63,15 @@ class JoVA(AVModule):
         self.base_model = fingerprint(Path(report.folder).glob("*.safetensors"))
         return str(report)
 
-    def copy_weights(self, inherited: frozenset[str]) -> str:
-        """Start the audio branch as a copy of the video branch, where the config asks for it (JoVA, 3.2.1)."""
+    def copy_weights(self, inherited: frozenset[str], trained: frozenset[str]) -> str:
+        """Start the audio branch as a copy of the video branch, where the config asks for it (JoVA, 3.2.1).
+
+        One that was trained before is left alone.
+        """
         if not self.config.model.duplicate_video:
             return ""
+        if any(name.startswith("audio.") for name in trained):
+            return "model.duplicate_video: the audio branch was trained before, and stays as it is"
         copied = duplicate_video(self.model)
         self.released -= set(copied)
         return f"model.duplicate_video: {len(copied)} tensors of the audio branch are copies of the video branch's"
@@ -124,7 +129,8 @@ class JoVA(AVModule):
             target = flow_velocity(video, video_noise)
             parts["video"] = mean_squared_error(pred.video, target)  # [B]
             if batch.mouth_mask is not None:
-                self._note_mouths(batch)
+                if draws.is_training:
+                    self._note_mouths(batch)
                 measures["mouth_coverage"] = mouth_coverage(batch.mouth_mask)
                 with torch.set_grad_enabled(bool(self.config.mouth_weight) and torch.is_grad_enabled()):
                     parts["mouth"] = mean_squared_error(pred.video, target, mask=batch.mouth_mask[:, None])  # [B]
@@ -175,8 +181,13 @@ class JoVA(AVModule):
         return self.model(**inputs)
 
     def _note_mouths(self, batch: AVBatch) -> None:
-        self.steps_without_mouth = 0 if any(batch.has_mouth) else self.steps_without_mouth + 1
-        if self.steps_without_mouth == STEPS_WITHOUT_MOUTH and self.config.mouth_weight:
+        if any(batch.has_mouth):
+            self.mouthless_since = None
+            return
+        if self.mouthless_since is None:
+            self.mouthless_since = batch.step
+        if batch.step >= self.mouthless_since + STEPS_WITHOUT_MOUTH and self.config.mouth_weight:
+            self.mouthless_since = batch.step + 1
             warnings.warn(
                 f"mouth_weight={self.config.mouth_weight:g}: no clip of {STEPS_WITHOUT_MOUTH} steps shows a mouth; the "
                 "mouth loss is 0. Look at the boxes with `just inspect mouth`, or set mouth_weight=null",
@@ -219,7 +230,8 @@ class JoVA(AVModule):
         all_clips = np.ones(len(batch), dtype=bool)
         passes = [self._texts(batch, ~all_clips), self._texts(batch, all_clips)]
         scales = {"video": [settings.guidance], "audio": [settings.audio_guidance]}
-        if settings.guidance == settings.audio_guidance == 1.0:
+        used = [settings.guidance] * (video is not None) + [settings.audio_guidance] * (audio is not None)
+        if all(scale == 1.0 for scale in used):
             passes, scales = passes[1:], {"video": [], "audio": []}
         image = {} if video is None or given is None else self._image(video, given)
 
