@@ -583,7 +583,7 @@ def test_what_is_heard_is_said_in_a_caption_of_its_own(record: dict[str, Any], h
 
 def test_a_caption_of_what_is_heard_must_hold_the_words_of_the_transcript():
     record = {"caption": "A wall.", "transcript": "hello there", "captions": {"speech": "Speech: good bye."}}
-    with pytest.raises(ValueError, match="captions.speech: does not hold the words of transcript"):
+    with pytest.raises(ValueError, match=r"captions\.speech: does not hold the words of transcript"):
         describe(record, default_subset="basic_face")
 
 
