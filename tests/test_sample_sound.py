@@ -20,6 +20,7 @@ from avlit.commands.abilities import Abilities
 from avlit.commands.assembly import build_encoders, build_module
 from avlit.commands.generation import Generator
 from avlit.commands.request import Request
+from avlit.commands.variations import VARIED_KEYS
 from avlit.config import load_config, to_yaml
 from avlit.errors import UserError
 from avlit.media import probe, read_audio, read_clip, write_mp4
@@ -295,7 +296,7 @@ def test_only_the_beginning_of_a_reference_matters(speech_generator, tmp_path):
         ("", "sample.sync_clips=2", "sample.sync_clips=2: has no effect on one clip"),
         ("", "data.root=x", "data.root=x: has no effect on one clip"),
         ("speech", "data.root=/nowhere", "data.root=/nowhere: has no effect on one clip"),
-        ("", "vary=image", "vary=image: must be one of prompt, speech"),
+        ("", "vary=image", f"vary=image: must be one of {', '.join(VARIED_KEYS)}"),
         ("", "referense=a.wav", "referense=a.wav: no such word; did you mean reference?"),
     ],
 )

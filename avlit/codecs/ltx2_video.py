@@ -163,12 +163,19 @@ class LTX2Upsampler:
     """
 
     def __init__(
-        self, folder: Path, codec: LTX2VideoCodec, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        folder: Path,
+        codec: LTX2VideoCodec,
+        *,
+        key: str = KEY,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """key: the setting that names `folder`, for messages."""
         self._source, config = model_folder(
-            KEY, folder / "latent_upsampler", "_class_name", ("LTX2LatentUpsamplerModel",)
+            key, folder / "latent_upsampler", "_class_name", ("LTX2LatentUpsamplerModel",)
         )
-        self._codec, self._device, self._dtype = codec, device, dtype
+        self._codec, self._key, self._device, self._dtype = codec, key, device, dtype
         enlarges = (
             bool(config.get("spatial_upsample")),
             bool(config.get("temporal_upsample")),
@@ -176,7 +183,7 @@ class LTX2Upsampler:
         )
         if config.get("in_channels") != codec.channels or enlarges != (True, False, 2.0):
             raise UserError(
-                f"{KEY}: {self._source / 'config.json'} is of an upsampler with in_channels={config.get('in_channels')}"
+                f"{key}: {self._source / 'config.json'} is of an upsampler with in_channels={config.get('in_channels')}"
                 f", spatial_upsample={enlarges[0]}, temporal_upsample={enlarges[1]}, scale {enlarges[2]}; expected the "
                 f"spatial upsampler by 2 of the VAE's {codec.channels} channels"
             )
@@ -186,7 +193,7 @@ class LTX2Upsampler:
     def _model(self) -> Any:
         from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 
-        return load_model(KEY, LTX2LatentUpsamplerModel, self._source, self._dtype).to(self._device)
+        return load_model(self._key, LTX2LatentUpsamplerModel, self._source, self._dtype).to(self._device)
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avlit.commands.request import Request
 from avlit.config import Config
 from avlit.errors import UserError
 from avlit.timing import AUDIO_LATENTS_PER_S, Timing
+from data.captions import PROMPT, split_visual_speech
 
 CONTINUES = "prompt.SECONDS"
 """The word of recipes that make a long clip window by window."""
+
+ENLARGED = 2
+"""What a second stage multiplies height and width by."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Abilities:
     recipe: its key, for messages. accepts: the words that say what a clip shows or sounds like and that the recipe's
     sampler can use. timing: of the clips that it makes at a time. clip_s: how long those are. has_second: the model
     hears a second speaker. latents_per_s: of the sound that it makes, 0 where it makes none. reference_s: seconds of a
-    reference sound that it reads.
+    reference sound that it reads. has_prompt_form: prompts are `[VISUAL]: … [SPEECH]: …`. draft: where a second stage
+    enlarges and refines, the timing of what it refines; is_draft_given: that is the `video=` of the request.
     """
 
     recipe: str
@@ -32,21 +37,30 @@ class Abilities:
     makes_video: bool = True
     latents_per_s: float = 0.0
     reference_s: float = 0.0
+    has_prompt_form: bool = False
+    draft: Timing | None = None
+    is_draft_given: bool = False
 
     @classmethod
     def of(cls, config: Config) -> Abilities:
         """What a run of `config` can do; UserError where its clips' length is to be read from shards that are gone."""
         makes_video = config.codecs.video != "none"
         latents_per_s = AUDIO_LATENTS_PER_S.get(config.codecs.audio, 0.0)
+        timing, stages = config.timing, getattr(config.sample, "stages", "first")  # recipes without such a key have one
+        if stages != "first":
+            timing = replace(timing, height=ENLARGED * timing.height, width=ENLARGED * timing.width)
         return cls(
             recipe=config.recipe,
             accepts=config.accepts,
-            timing=config.timing,
+            timing=timing,
             clip_s=config.timing.duration_s if makes_video else longest_sound_s(config),
             has_second=bool(getattr(config.model, "second_speaker", False)),  # recipes without such a key have none
             makes_video=makes_video,
             latents_per_s=latents_per_s,
             reference_s=config.reads.reference_tokens / latents_per_s if latents_per_s else 0.0,
+            has_prompt_form=config.reads.captions == (PROMPT,),
+            draft=None if stages == "first" else config.timing,
+            is_draft_given=stages == "second",
         )
 
     @property
@@ -83,6 +97,21 @@ class Abilities:
             )
         if request.video is not None and request.images:
             raise UserError(f"video={request.video}: gives every frame; leave image.FRAME= out")
+        if self.is_draft_given and request.video is None:
+            raise UserError("sample.stages=second: refines a clip; give it as video=FILE, or choose sample.stages=both")
+        self._refuse_form(request)
+
+    def _refuse_form(self, request: Request) -> None:
+        if request.free_prompts and not self.has_prompt_form:
+            raise UserError(f"free_prompts=true: {self.recipe} takes prompts of any form; leave it out")
+        if request.prompt is None or request.free_prompts or not self.has_prompt_form:
+            return
+        try:
+            split_visual_speech(request.prompt)
+        except ValueError as error:
+            raise UserError(
+                f"prompt={error}, as the model was trained; free_prompts=true takes others as they are"
+            ) from error
 
     def refuse_length(self, duration_s: float) -> None:
         """Raise UserError for a clip that is longer than the model was trained to make, or shorter than one latent."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from avlit.config import CodecConfig, Config, ConfigError, Reads, recipe_module
 
 if TYPE_CHECKING:  # printing a config or starting the corpus writer must not wait for torch
+    from avlit.commands.generation import Refiner
     from avlit.module import AVModule
     from data.batches import Contents
     from data.datamodule import AVDataModule
@@ -20,6 +21,12 @@ def shard_roots(config: Config) -> list[Path]:
     """The folders that training reads: `data.root`, or the embedded corpus, whose writer is started if need be."""
     if config.data.root is not None:
         return [Path(part) for part in config.data.root.split(",")]
+    for name in ("video", "audio", "tracks", "text"):
+        if (codec := getattr(config.codecs, name)) not in ("none", "embedded"):
+            raise ConfigError(
+                f"codecs.{name}={codec}: the embedded corpus is there in the embedded codecs alone; give data.root=, a "
+                "folder that `just prepare` has made with this one"
+            )
     from data.clip import SUBSETS
     from data.corpus import CorpusSettings
     from data.embedded import ensure_embedded
@@ -132,3 +139,9 @@ def build_module(config: Config, *, start_step: int = 0) -> AVModule:
     """The recipe's module with freshly initialised weights, the same for the same seed."""
     recipe = importlib.import_module(recipe_module(config.recipe))
     return recipe.build(config, start_step=start_step)
+
+
+def build_refiner(config: Config, module: AVModule, encoders: Encoders) -> Refiner:
+    """The second stage of the recipe's sampler, for a module that is ready to sample."""
+    recipe = importlib.import_module(recipe_module(config.recipe))
+    return recipe.build_refiner(module, encoders)

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from avlit.batch import AVBatch
+from avlit.codecs.blank import silence_latents
 from avlit.commands.abilities import Abilities
-from avlit.commands.plan import Plan, Window, read_video
+from avlit.commands.control_files import read_held, read_reference_image
+from avlit.commands.plan import Plan, Window
 from avlit.commands.request import TRACK_KEYS
-from avlit.media import read_audio, read_image
-from avlit.sound import gain_to_peak
+from avlit.media import probe, read_audio, read_image
+from avlit.sampling import Latents
+from avlit.sound import fit, gain_to_peak
+from avlit.timing import Timing
 from data.batches import Contents, collate
-from data.encode import Encoders, sound_latents, track_features
+from data.encode import Encoders, picture_latents, sound_latents, track_features
 from data.sample import CAPTION, Annotation, EncodedSample
 
 KEPT_TEXTS = 16
@@ -28,20 +32,22 @@ class Conditions:
     """Encodes what windows are given, through the codecs that the shards were made with."""
 
     def __init__(self, encoders: Encoders, abilities: Abilities, *, device: torch.device) -> None:
-        self.encoders, self.timing, self.device = encoders, abilities.timing, device
+        self.encoders, self.abilities, self.timing, self.device = encoders, abilities, abilities.timing, device
         self.reference_s, self.has_audio_prompt = abilities.reference_s, abilities.has_audio_prompt
         self._texts: dict[str, np.ndarray] = {}
         self._silence: np.ndarray | None = None
 
     @torch.no_grad()
-    def of_window(self, window: Window, plan: Plan, end: Tensor | None) -> tuple[AVBatch, Tensor | None]:
+    def of_window(
+        self, window: Window, plan: Plan, end: Tensor | None, *, timing: Timing | None = None
+    ) -> tuple[AVBatch, Tensor | None]:
         """The window's batch [1, ...] as training makes it, and which latent frames of it are given, bool [1, T].
 
         end [3, 1 + temporal_factor, H, W]: the frames that the window before ended with. None is given where the video
-        is all generated, or there is none.
+        is all generated, or there is none. timing: of another height and width than the clip's.
         """
-        timing, encoders = self.timing, self.encoders
-        video, keyframes = self._video(window, plan, end)
+        timing, encoders = timing or self.timing, self.encoders
+        video, keyframes = self._video(window, plan, end, timing)
         audio, references = None, ()
         if encoders.audio is not None:
             # what is generated is as long as the clips that the model knows; a shorter video is cut afterwards
@@ -73,6 +79,7 @@ class Conditions:
             texts={CAPTION: self.text(window.prompt), **heard},
             references=references,
             **tracks,
+            **self._controls(plan, timing),
         )
         contents = Contents(
             text_tokens=encoders.text.max_tokens,
@@ -81,20 +88,48 @@ class Conditions:
             audio=audio is not None,
             tracks=has_tracks,
             reference_tokens=encoders.reference_tokens,
+            controls=encoders.controls,
         )
         batch = collate([sample], step=0, slots=(0,), contents=contents).to(self.device)
         return batch, keyframes.to(self.device) if keyframes.any() else None
 
-    def _video(self, window: Window, plan: Plan, end: Tensor | None) -> tuple[np.ndarray | None, Tensor]:
+    @torch.no_grad()
+    def of_draft(self, plan: Plan) -> Latents:
+        """The video that is refined, with its sound or silence, as latents [1, ...] of the draft's size."""
+        timing, (video, audio) = self.abilities.draft, (self.encoders.video, self.encoders.audio)
+        assert plan.draft is not None and timing is not None and video is not None and audio is not None
+        num_latents = audio.num_latents(timing.duration_s)
+        if probe(plan.draft).rate_hz is None:
+            sound = silence_latents(audio, num_latents)[0]
+        else:
+            heard = read_audio(plan.draft, audio.rate_hz, duration_s=timing.duration_s, after_picture=True)
+            heard = fit(heard, round(timing.duration_s * audio.rate_hz))
+            heard = heard * gain_to_peak(heard, self.encoders.peak)
+            sound = torch.from_numpy(sound_latents(heard, rate_hz=audio.rate_hz, codec=audio)[:num_latents])
+        frames = picture_latents(read_held(plan.draft, timing), codec=video)
+        return Latents(video=torch.from_numpy(frames)[None].to(self.device), audio=sound[None].to(self.device))
+
+    def _controls(self, plan: Plan, timing: Timing) -> dict[str, np.ndarray]:
+        """Latents of the reference image [C, 1, h, w] and of depth or pose [C, T, h, w], those that are given."""
+        codec = self.encoders.video
+        found = {}
+        for name, path in plan.controls.items():
+            assert codec is not None
+            is_still = name == "reference_image"
+            frames = read_reference_image(path, timing)[None] if is_still else read_held(path, timing)
+            found[name] = picture_latents(frames, codec=codec)
+        return found
+
+    def _video(
+        self, window: Window, plan: Plan, end: Tensor | None, timing: Timing
+    ) -> tuple[np.ndarray | None, Tensor]:
         """Latents [C, T, h, w], zeros where they are not given, and which frames are, bool [1, T]."""
-        timing, codec = self.timing, self.encoders.video
+        codec = self.encoders.video
         keyframes = torch.zeros(1, timing.latent_frames, dtype=torch.bool)
         if codec is None:
             return None, keyframes
         if plan.video is not None:
-            frames = read_video(plan.video, timing)
-            held = np.repeat(frames[-1:], timing.num_frames - len(frames), axis=0)
-            video = _to_video(np.concatenate([frames, held]))
+            video = _to_video(read_held(plan.video, timing))
             return codec.encode(video[None].to(self.device))[0].float().cpu().numpy(), ~keyframes
         latents = torch.zeros(codec.channels, timing.latent_frames, *timing.latent_size)
         if window.given:

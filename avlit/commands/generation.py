@@ -5,29 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from avlit.batch import AVBatch
 from avlit.checkpoints import Checkpoint
 from avlit.commands.abilities import Abilities
-from avlit.commands.assembly import build_encoders, build_module
+from avlit.commands.assembly import build_encoders, build_module, build_refiner
 from avlit.commands.clips import to_frames
 from avlit.commands.conditions import Conditions
-from avlit.commands.plan import Plan, Window, plan_clip, read_video
+from avlit.commands.control_files import read_video
+from avlit.commands.plan import Plan, Window, plan_clip
 from avlit.commands.request import Request
 from avlit.commands.soundtrack import MIX_RATE_HZ
 from avlit.config import Config, SampleConfig, from_yaml
 from avlit.errors import UserError
 from avlit.inherit import base_of, load_weights_into, resolve_weights
-from avlit.media import MP4Writer, write_sound
+from avlit.media import MP4Writer, probe, read_audio, write_sound
 from avlit.module import AVModule
 from avlit.runs import Run, find_run
+from avlit.sampling import Latents
 from avlit.sound import fit, resample
 from data.encode import Encoders
 
 OnStep = Callable[[], None]
+
+
+class Refiner(Protocol):
+    """A recipe's second stage, which makes a draft of twice the height and width."""
+
+    num_steps: int
+
+    def __call__(
+        self,
+        batch: AVBatch,
+        draft: Latents,
+        *,
+        seeds: Sequence[int],
+        settings: SampleConfig,
+        on_step: OnStep | None = None,
+    ) -> Latents:
+        """Conditions at the whole size, latents at half of it -> latents at the whole size."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,15 @@ class Generator:
     MP4 of any length in constant memory. The same request makes the same bits on the same machine.
     """
 
-    def __init__(self, module: AVModule, encoders: Encoders, *, abilities: Abilities, settings: SampleConfig) -> None:
+    def __init__(
+        self,
+        module: AVModule,
+        encoders: Encoders,
+        *,
+        abilities: Abilities,
+        settings: SampleConfig,
+        refiner: Refiner | None = None,
+    ) -> None:
         codec, timing = encoders.video, abilities.timing
         if codec and (codec.temporal_factor, codec.spatial_factor) != (timing.temporal_factor, timing.spatial_factor):
             raise UserError(
@@ -65,7 +95,7 @@ class Generator:
                 f"{codec.spatial_factor}; clips are planned with {timing.temporal_factor} and {timing.spatial_factor}"
             )
         self.module, self.encoders, self.abilities, self.settings = module, encoders, abilities, settings
-        self.timing = timing
+        self.timing, self.refiner = timing, refiner
         self.conditions = Conditions(encoders, abilities, device=module.device)
 
     @classmethod
@@ -78,10 +108,10 @@ class Generator:
     @classmethod
     def of_checkpoint(cls, config: Config, checkpoint: Checkpoint) -> Generator:
         """A checkpoint of the run that `config` is of."""
-        abilities = Abilities.of(config)
-        return cls(
-            load_trained(config, checkpoint), build_encoders(config), abilities=abilities, settings=config.sample
-        )
+        abilities, encoders = Abilities.of(config), build_encoders(config)
+        module = load_trained(config, checkpoint)
+        refiner = None if abilities.draft is None else build_refiner(config, module, encoders)
+        return cls(module, encoders, abilities=abilities, settings=config.sample, refiner=refiner)
 
     @property
     def rate_hz(self) -> int:
@@ -123,18 +153,29 @@ class Generator:
 
     def num_steps(self, plan: Plan) -> int:
         """Steps of the sampler that a clip takes: how often on_step is called."""
-        return len(plan.windows) * self.settings.steps
+        drafting = 0 if plan.draft is not None else self.settings.steps
+        return len(plan.windows) * (drafting + (self.refiner.num_steps if self.refiner is not None else 0))
 
     def pieces(self, plan: Plan, *, on_step: OnStep | None = None) -> Iterator[Piece]:
         """Sample window after window; each is given the end of the one before, as its own codec encodes it."""
         end = None
         for window in plan.windows:
-            batch, keyframes = self.conditions.of_window(window, plan, end)
-            latents = self.module.sample(
-                batch, seeds=[window.seed], settings=self.settings, keyframes=keyframes, on_step=on_step
-            )
+            latents = self._latents(window, plan, end, on_step)
             frames, end = self._frames(window, plan, latents.video)
             yield Piece(frames, self._sound(window, plan, latents.audio))
+
+    def _latents(self, window: Window, plan: Plan, end: Tensor | None, on_step: OnStep | None) -> Latents:
+        """What is sampled for the window, by one stage or two."""
+        conditions, seeds = self.conditions, [window.seed]
+        if self.refiner is not None and plan.draft is not None:
+            draft = conditions.of_draft(plan)
+        else:  # what a second stage follows is sampled at its own size
+            batch, keyframes = conditions.of_window(window, plan, end, timing=self.abilities.draft)
+            draft = self.module.sample(batch, seeds=seeds, settings=self.settings, keyframes=keyframes, on_step=on_step)
+        if self.refiner is None:
+            return draft
+        batch, _ = conditions.of_window(window, plan, end)
+        return self.refiner(batch, draft, seeds=seeds, settings=self.settings, on_step=on_step)
 
     @torch.no_grad()
     def _frames(self, window: Window, plan: Plan, latents: Tensor | None) -> tuple[np.ndarray, Tensor | None]:
@@ -154,6 +195,10 @@ class Generator:
         edges = (window.first_new, window.first_new + window.count)
         first, end = (round(frame / self.timing.fps * MIX_RATE_HZ) for frame in edges)
         codec = self.encoders.audio
+        if plan.draft is not None:  # its own sound, not what the codec makes of it
+            if probe(plan.draft).rate_hz is None:
+                return np.zeros(end - first, np.float32)
+            return fit(read_audio(plan.draft, MIX_RATE_HZ, duration_s=plan.duration_s, after_picture=True), end)[first:]
         if codec is None or latents is None:
             return plan.soundtrack.mix(first=first, count=end - first) if plan.soundtrack.paths else None
         sound = codec.decode(latents.float())[0].clamp(-1, 1).cpu().numpy()

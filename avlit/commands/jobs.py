@@ -57,7 +57,7 @@ def read_jobs(path: Path, *, seed: int) -> list[Job]:
                 raise UserError(f"name={name}: it names a file; letters, digits, _ . and - only")
             if name.lower() in jobs:
                 raise UserError(f"name={name}: {jobs[name.lower()].place} has the same name")
-            if not set(words) - {"seed", "duration_s"}:
+            if not set(words) - {"seed", "duration_s", "free_prompts"}:
                 raise UserError("it asks for nothing; give a prompt or a file")
             jobs[name.lower()] = Job(place, name, words, request_from_words(words, seed=seed))
         except UserError as error:

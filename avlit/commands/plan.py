@@ -1,20 +1,23 @@
-"""A request laid out on the model's clock: windows, what each is given, and what the user should know beforehand."""
+"""A request laid out on the model's clock: windows, what each is given, and what the user should know beforehand.
+
+Every file is read here once, so that a bad one is found before anything is sampled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from avlit.commands.abilities import Abilities
-from avlit.commands.request import Request, image_word
+from avlit.commands.control_files import read_reference_image, read_video
+from avlit.commands.request import STRUCTURE_KEYS, Request, image_word
 from avlit.commands.soundtrack import Soundtrack, open_soundtrack
 from avlit.errors import UserError
 from avlit.media import MediaError, audio_length_s, probe, read_clip, read_image
 from avlit.randomness import numpy_generator
 from avlit.timing import Timing
+from data.prepare.controls import ASPECT_SLACK
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Plan:
     """All windows of a clip, its sound, and remarks for the screen.
 
     num_frames: 0 for sound alone. duration_s: how long the clip lasts. audio_prompt: the audio branch's own text.
-    reference: a voice to speak in. video: the file whose frames are given.
+    reference: a voice to speak in. video: the file whose frames are given. draft: the file that is refined. controls:
+    files of `Request.controls`, by their words.
     """
 
     windows: tuple[Window, ...]
@@ -55,6 +59,8 @@ class Plan:
     reference: Path | None
     video: Path | None
     notes: tuple[str, ...]
+    draft: Path | None = None
+    controls: Mapping[str, Path] = field(default_factory=dict)
 
 
 def plan_clip(request: Request, abilities: Abilities) -> Plan:
@@ -72,17 +78,28 @@ def plan_clip(request: Request, abilities: Abilities) -> Plan:
     if abilities.makes_sound and said_by not in request.contents:
         notes.append(f"without {said_by}= the model is given no text: what is said is its own choice")
     if abilities.makes_video:
-        return _plan_video(request, abilities.timing, notes)
+        return _plan_video(request, abilities, notes)
     duration_s = abilities.clip_s if request.duration_s is None else request.duration_s
     window = Window(start=0, given=0, count=0, prompt=request.prompt, images={}, seed=request.seed)
     soundtrack = open_soundtrack({}, duration_s=duration_s)
     return Plan((window,), soundtrack, 0, duration_s, request.audio_prompt, request.reference, None, notes=tuple(notes))
 
 
-def _plan_video(request: Request, timing: Timing, notes: list[str]) -> Plan:
-    num_frames = timing.num_frames if request.duration_s is None else max(1, round(request.duration_s * timing.fps))
-    if request.video is not None:
-        num_frames = _given_frames(request, num_frames, timing, notes)
+def _plan_video(request: Request, abilities: Abilities, notes: list[str]) -> Plan:
+    timing = abilities.timing
+    asked = timing.num_frames if request.duration_s is None else max(1, round(request.duration_s * timing.fps))
+    found = [asked]
+    for name in ("video", *STRUCTURE_KEYS):
+        if (path := getattr(request, name)) is not None:
+            is_draft = name == "video" and abilities.is_draft_given
+            found.append(_given_frames(name, Path(path), request.duration_s, asked, timing, notes))
+            if is_draft or name != "video":
+                notes += _shape_notes(name, Path(path), timing)
+            if is_draft and probe(path).audio_channels is None:
+                notes.append("video: has no sound; the clip stays silent")
+    num_frames = min(found)
+    if request.reference_image is not None:
+        notes += _reference_image_notes(request.reference_image, timing)
     given = 1 + timing.temporal_factor
     added = timing.num_frames - given
     if num_frames > timing.num_frames and added < 1:
@@ -115,8 +132,10 @@ def _plan_video(request: Request, timing: Timing, notes: list[str]) -> Plan:
         duration_s,
         request.audio_prompt,
         request.reference,
-        request.video,
+        None if abilities.is_draft_given else request.video,
         notes=tuple(notes),
+        draft=request.video if abilities.is_draft_given else None,
+        controls=request.controls,
     )
 
 
@@ -144,7 +163,7 @@ def _prompts(request: Request, first_new: list[int], timing: Timing) -> tuple[li
 
 
 def _images(request: Request, num_frames: int, starts: list[int], timing: Timing) -> list[dict[int, Path]]:
-    """The pictures of each window by latent frame; every file is read once, so that a bad one is found now."""
+    """The pictures of each window by latent frame."""
     found: list[dict[int, tuple[str, Path]]] = [{} for _ in starts]
     for frame, path in request.images.items():
         key = image_word(frame)
@@ -172,37 +191,56 @@ def _images(request: Request, num_frames: int, starts: list[int], timing: Timing
     return [{latent: path for latent, (_, path) in each.items()} for each in found]
 
 
-def _given_frames(request: Request, num_frames: int, timing: Timing, notes: list[str]) -> int:
-    """How many of `num_frames` the video has; it is read once, so that a bad one is found now."""
-    assert request.video is not None
+def _given_frames(
+    name: str, path: Path, duration_s: float | None, num_frames: int, timing: Timing, notes: list[str]
+) -> int:
+    """How many of `num_frames` a video has, be it given, refined or followed. duration_s: as asked for."""
     try:
-        found = len(read_video(request.video, timing))
-        length_s = probe(request.video).duration_s
+        found = len(read_video(path, timing))
+        length_s = probe(path).duration_s
     except MediaError as error:
-        raise MediaError(f"video={error}") from error
-    if request.duration_s is not None and num_frames > found:
+        raise MediaError(f"{name}={error}") from error
+    if duration_s is not None and num_frames > found:
         raise UserError(
-            f"duration_s={request.duration_s:g}: video={request.video} has {found / timing.fps:.2f} s at the run's "
+            f"duration_s={duration_s:g}: {name}={path} has {found / timing.fps:.2f} s at the run's "
             f"{timing.fps:g} frames a second; at most that"
         )
     if length_s > (num_frames + 0.5) / timing.fps:
-        notes.append(f"video: the clip of {num_frames / timing.fps:.2f} s uses the beginning of its {length_s:.2f} s")
+        notes.append(f"{name}: the clip of {num_frames / timing.fps:.2f} s uses the beginning of its {length_s:.2f} s")
     if found < timing.num_frames:
         notes.append(
-            f"video: {found / timing.fps:.2f} s for a model of {timing.duration_s:.2f} s; its last frame is held "
+            f"{name}: {found / timing.fps:.2f} s for a model of {timing.duration_s:.2f} s; its last frame is held "
             "for the rest, which is cut off afterwards"
         )
     return min(num_frames, found)
 
 
-def read_video(path: Path, timing: Timing) -> np.ndarray:
-    """The frames of a file that a clip can be given, at the run's rate and size: uint8 [F, H, W, 3], F >= 1."""
-    size = (timing.height, timing.width)
-    return read_clip(path, fps=timing.fps, size=size, rate_hz=None, duration_s=timing.duration_s).frames
+def _shape_notes(name: str, path: Path, timing: Timing) -> list[str]:
+    """That a video of another shape than the clip's is cut."""
+    height, width = read_clip(path, rate_hz=None, duration_s=1e-3).frames.shape[1:3]
+    return _cut_note(name, height, width, timing)
+
+
+def _reference_image_notes(path: Path, timing: Timing) -> list[str]:
+    try:
+        read_reference_image(path, timing)
+        height, width = read_image(path, size=None).shape[:2]
+    except MediaError as error:
+        raise MediaError(f"reference_image={error}") from error
+    return _cut_note("reference_image", height, width, timing)
+
+
+def _cut_note(name: str, height: int, width: int, timing: Timing) -> list[str]:
+    if abs(width * timing.height / (height * timing.width) - 1) <= ASPECT_SLACK:
+        return []
+    return [
+        f"{name}: {width}x{height} pixels are of another shape than the clip's {timing.width}x{timing.height}; what "
+        "does not fit is cut off around the centre"
+    ]
 
 
 def _reference_notes(request: Request, abilities: Abilities) -> list[str]:
-    """How much of the reference is used; it is read once, so that a bad one is found now."""
+    """How much of the reference is used."""
     if request.reference is None:
         return []
     try:

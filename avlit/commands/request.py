@@ -12,8 +12,12 @@ from avlit.errors import ConfigError
 from avlit.settings import nearest
 
 TRACK_KEYS = ("speech", "speech_second", "effects", "music")
-FILE_KEYS = (*TRACK_KEYS, "reference", "video")
-REQUEST_KEYS = ("prompt", "prompt.SECONDS", "audio_prompt", *FILE_KEYS, "image.FRAME", "duration_s", "seed")
+STRUCTURE_KEYS = ("depth", "pose")
+CONTROL_KEYS = ("reference_image", *STRUCTURE_KEYS)
+FILE_KEYS = (*TRACK_KEYS, "reference", "video", *CONTROL_KEYS)
+REQUEST_KEYS = (
+    "prompt", "prompt.SECONDS", "audio_prompt", *FILE_KEYS, "image.FRAME", "duration_s", "seed", "free_prompts",
+)  # fmt: skip
 CONTENT_KEYS = ("prompt", "audio_prompt", "image", *FILE_KEYS)
 """Words of which there is one at least in every request, by their part before the dot."""
 
@@ -29,9 +33,11 @@ class Request:
     seconds -> the prompt from there on. audio_prompt: what is heard and said, for models whose audio branch has a text
     of its own. speech, speech_second, effects, music: sound files that start with the
     picture; None is silence. reference: a sound file with the voice to speak in. video: a file whose frames are given
-    whole, so that sound is made for them. images: pixel frame -> picture file that the frame shows; negative frames
-    count from the end. duration_s: None is the length of the run's clips. seed: of all noise; the same seed makes the
-    same clip. Which of these a run's model takes, `Abilities` says.
+    whole, so that sound is made for them, or that are refined. reference_image: a picture file of who is seen. depth,
+    pose: a video file that shows them frame by frame, one of the two. images: pixel frame -> picture file that the
+    frame shows; negative frames count from the end. duration_s: None is the length of the run's clips. seed: of all
+    noise; the same seed makes the same clip. free_prompts: a prompt may have another form than those of the training.
+    Which of these a run's model takes, `Abilities` says.
     """
 
     prompt: str | None = None
@@ -43,9 +49,13 @@ class Request:
     music: Path | None = None
     reference: Path | None = None
     video: Path | None = None
+    reference_image: Path | None = None
+    depth: Path | None = None
+    pose: Path | None = None
     images: Mapping[int, Path] = field(default_factory=dict)
     duration_s: float | None = None
     seed: int = 0
+    free_prompts: bool = False
 
     def __post_init__(self) -> None:
         later = ((f"prompt.{second:g}", prompt) for second, prompt in self.later_prompts.items())
@@ -58,11 +68,18 @@ class Request:
             raise ConfigError(f"duration_s={self.duration_s:g}: must be a number of seconds above 0")
         if not 0 <= self.seed <= MAX_SEED:
             raise ConfigError(f"seed={self.seed}: must be a whole number from 0 to {MAX_SEED}")
+        if self.depth is not None and self.pose is not None:
+            raise ConfigError(f"depth={self.depth} and pose={self.pose}: a clip follows one of the two; leave one out")
 
     @property
     def tracks(self) -> dict[str, Path]:
         """The tracks that are given, by name."""
         return {name: Path(path) for name in TRACK_KEYS if (path := getattr(self, name)) is not None}
+
+    @property
+    def controls(self) -> dict[str, Path]:
+        """The pictures that the clip is made after, by their words."""
+        return {name: Path(path) for name in CONTROL_KEYS if (path := getattr(self, name)) is not None}
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -104,7 +121,7 @@ def is_request_key(key: str) -> bool:
 
 
 def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
-    """Words (`prompt=… prompt.SECONDS=… audio_prompt=… speech=FILE image.FRAME=FILE duration_s=… seed=…`) -> Request.
+    """Words (`prompt=… prompt.SECONDS=… speech=FILE depth=FILE image.FRAME=FILE duration_s=… seed=…`) -> Request.
 
     seed: where the words have none. ConfigError names the word and what it must be.
     """
@@ -112,7 +129,7 @@ def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
     images: dict[int, Path] = {}
     later: dict[float, str] = {}
     prompt = audio_prompt = None
-    duration_s = None
+    duration_s, free_prompts = None, False
     for key, text in words.items():
         name, _, place = key.partition(".")
         if key == "prompt":
@@ -137,6 +154,10 @@ def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
             if not text.isdecimal():
                 raise ConfigError(f"seed={text}: must be a whole number from 0 to {MAX_SEED}")
             seed = int(text)
+        elif key == "free_prompts":
+            if text not in ("true", "false"):
+                raise ConfigError(f"free_prompts={text}: must be true or false")
+            free_prompts = text == "true"
         else:
             near = nearest(key, REQUEST_KEYS)
             raise ConfigError(f"{key}: no such key{f'; did you mean {near}?' if near else ''}")
@@ -151,6 +172,7 @@ def request_from_words(words: Mapping[str, str], *, seed: int) -> Request:
         images=images,
         duration_s=duration_s,
         seed=seed,
+        free_prompts=free_prompts,
         **files,
     )
 

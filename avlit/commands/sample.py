@@ -32,10 +32,10 @@ def main(words: Sequence[str]) -> int:
     """`run=RUN` (`last`, an id, a folder) and what to make.
 
     One clip: `prompt=…`, `prompt.SECONDS=…`, `speech=FILE`, `speech_second=FILE`, `effects=FILE`, `music=FILE`,
-    `reference=FILE`, `video=FILE`, `image.FRAME=FILE` as far as the run's recipe takes them; `duration_s=…`, `seed=…`,
-    `out=FILE.mp4`, or FILE.wav for sound alone. One of them in several versions: `vary=music music=a.wav,b.wav`, into
-    `out=FOLDER`. Many clips: `jobs=FILE.jsonl out=FOLDER`. None of these: the first held-out clips of the run's data
-    (`sample.count`) with their own conditions, into `out=FOLDER`.
+    `reference=FILE`, `video=FILE`, `image.FRAME=FILE`, `reference_image=FILE`, `depth=FILE` or `pose=FILE` as far as
+    the run's recipe takes them; `duration_s=…`, `seed=…`, `out=FILE.mp4`, or FILE.wav for sound alone. One of them in
+    several versions: `vary=music music=a.wav,b.wav`, into `out=FOLDER`. Many clips: `jobs=FILE.jsonl out=FOLDER`. None
+    of these: the first held-out clips of the run's data (`sample.count`) with their own conditions, into `out=FOLDER`.
     """
     given = read_words(words)
     if "run" not in given:
@@ -115,7 +115,7 @@ def sample_variants(run: Run, words: Mapping[str, str]) -> int:
 
 def sample_jobs(run: Run, words: Mapping[str, str]) -> int:
     """Many requests from a file; those whose results are in the folder already are left out."""
-    if near := [key for key in words if is_content(key) or key == "duration_s"]:
+    if near := [key for key in words if is_content(key) or key in ("duration_s", "free_prompts")]:
         raise ConfigError(f"{near[0]}={words[near[0]]}: belongs into the lines of jobs={words['jobs']}")
     config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, "jobs"), what="jobs")
     if "out" not in words:
@@ -190,6 +190,11 @@ def refuse_occupied(folder: Path) -> None:
 def sample_heldout(run: Run, words: Mapping[str, str]) -> int:
     """The first held-out clips of the run's data, with their prompts and tracks."""
     config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, *HELDOUT_KEYS), what="held-out clips")
+    if read_abilities(config).draft is not None:
+        raise ConfigError(
+            f"sample.stages={getattr(config.sample, 'stages', '')}: held-out clips have their controls at one size; "
+            "leave it out, or ask for a clip with prompt=…"
+        )
     if config.sample.count < 1:
         raise ConfigError(f"sample.count={config.sample.count}: nothing to sample; give 1 or more")
     checkpoint = newest_checkpoint(run, config)

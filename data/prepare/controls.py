@@ -198,6 +198,11 @@ def _reference_image(path: Path, first: np.ndarray, size: tuple[int, int]) -> np
         if not is_kept.any():
             raise Rejected(f"{mask_path.name}: is 0 everywhere, so nothing of {shown} would be kept")
         picture = np.where(is_kept[..., None], picture, np.uint8(GREY))
+    return fit_picture(picture, size)
+
+
+def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A reference image uint8 [h, w, 3] scaled to cover `size` (height, width) and cut around the centre."""
     fitted = ImageOps.fit(Image.fromarray(np.ascontiguousarray(picture)), (size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(fitted)  # of its own memory: Pillow's may not be written to
 

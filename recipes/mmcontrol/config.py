@@ -23,6 +23,7 @@ from avlit.models.sizes import LTX2Config
 from avlit.turns import turn_block
 
 BACKBONE = ("model.trainable", "backbone")
+FIRST_STAGE, SECOND_STAGE = ("sample.stages", "first"), ("sample.stages", "second")
 
 
 @dataclass
@@ -78,15 +79,30 @@ class DropoutConfig:
 class MMControlSample(SampleConfig):
     """40 steps with guidance 3 for video and 7 for sound (LTX-2); both passes are controlled (chosen)."""
 
-    scheduler: str = setting("FlowMatchEulerDiscreteScheduler", "class of diffusers' schedulers")
-    steps: int = setting(40, "steps of the sampler", low=1)
-    guidance: float = setting(3.0, "classifier-free guidance of the video by the text; 1 is none", low=0)
-    audio_guidance: float = setting(7.0, "classifier-free guidance of the sound by the text; 1 is none", low=0)
+    scheduler: str = setting("FlowMatchEulerDiscreteScheduler", "class of diffusers' schedulers", not_with=SECOND_STAGE)
+    steps: int = setting(40, "steps of the sampler", low=1, not_with=SECOND_STAGE)
+    guidance: float = setting(
+        3.0, "classifier-free guidance of the video by the text; 1 is none", low=0, not_with=SECOND_STAGE
+    )
+    audio_guidance: float = setting(
+        7.0, "classifier-free guidance of the sound by the text; 1 is none", low=0, not_with=SECOND_STAGE
+    )
     visual_scale: float = setting(
         1.0, "weight of the visual controls' hints, 0 for none (MMControl, Eq. 5)", low=0, not_with=BACKBONE
     )
     acoustic_scale: float = setting(
         1.0, "weight of the acoustic controls' hints, 0 for none (MMControl, Eq. 5)", low=0, not_with=BACKBONE
+    )
+    stages: Literal["first", "both", "second"] = setting(
+        "first",
+        "what `just sample` makes of a request: a clip of the run's size; also refined to twice its height and width "
+        "(MMControl, 3.4); or a video= of the run's size refined alone",
+    )
+    upsampler_weights: str | None = setting(
+        None, "folder with latent_upsampler/; null is codecs.video_weights", not_with=FIRST_STAGE
+    )
+    distilled_lora: str | None = setting(
+        None, "file of LTX-2's distilled LoRA, for the backbone of the second stage", not_with=FIRST_STAGE
     )
     sync_clips: int = setting(0, "stays 0: lip sync is measured with a first frame given, which this cannot be", low=0)
 
@@ -146,9 +162,11 @@ class MMControlConfig(Config):
 
     @property
     def accepts(self) -> tuple[str, ...]:
-        """A prompt, and what the tasks that are trained are controlled by."""
+        """A prompt, what the tasks that are trained are controlled by, and for the second stage what it refines."""
         reads = self.reads
-        return ("prompt", *(("reference",) if reads.reference_tokens else ()), *reads.controls)
+        voice = ("reference",) if reads.reference_tokens else ()
+        draft = ("video",) if self.sample.stages == "second" else ()
+        return ("prompt", *voice, *reads.controls, *draft)
 
     def check(self) -> None:
         """Raise ValueError where the tasks do not fit what is read."""
@@ -159,6 +177,7 @@ class MMControlConfig(Config):
                 f"sample.sync_clips={self.sample.sync_clips}: lip sync is measured with a first frame given, which "
                 "MMControl's sampler does not take; set it to 0"
             )
+        self._check_stages()
         if not self.has_controls:
             return
         tasks = self.tasks.weights
@@ -172,4 +191,19 @@ class MMControlConfig(Config):
             raise ValueError(
                 f"reference_tokens={self.reference_tokens}: with tasks.audio={self.tasks.audio:g} "
                 + ("a voice is read; set it to 1 or more" if "audio" in tasks else "no voice is read; set it to 0")
+            )
+
+    def _check_stages(self) -> None:
+        sample = self.sample
+        if sample.stages == "first":
+            return
+        if self.codecs.video != "ltx2":
+            raise ValueError(
+                f"sample.stages={sample.stages}: the second stage enlarges latents of LTX-2's video codec; "
+                f"codecs.video={self.codecs.video} has no upsampler; set it to first"
+            )
+        if sample.distilled_lora is None:
+            raise ValueError(
+                f"sample.stages={sample.stages}: needs sample.distilled_lora=FILE, such as LTX-2's "
+                "ltx-2-19b-distilled-lora-384.safetensors"
             )

@@ -39,6 +39,9 @@ from avlit.sampling import Latents, build_scheduler, guide, run_scheduler, start
 from avlit.timing import AUDIO_LATENTS_PER_S, VIDEO_FACTORS, audio_latents_of
 from data.encode import Encoders
 from recipes.mmcontrol.config import MMControlConfig, MMControlSample
+from recipes.mmcontrol.two_stage import build_refiner
+
+__all__ = ["MMControl", "build", "build_refiner"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class MMControl(AVModule):
             return frozenset()
         return frozenset(name for name in self.model.state_dict() if name.startswith("backbone."))
 
-    def copy_weights(self, inherited: frozenset[str]) -> str:
+    def copy_weights(self, inherited: frozenset[str], trained: frozenset[str]) -> str:
         """Start the bypass as a copy of the backbone, unless it came with `init=` (MMControl, 3.3).
 
         ConfigError: the backbone is untrained.
@@ -128,8 +131,12 @@ class MMControl(AVModule):
 
     def check_encoders(self, encoders: Encoders) -> None:
         """Raise ConfigError where the backbone's sizes do not fit what the codecs make."""
-        model = self.config.model
+        model, stages = self.config.model, self.config.sample.stages
         assert encoders.video is not None and encoders.audio is not None
+        if stages != "first":
+            raise ConfigError(
+                f"sample.stages={stages}: a training's own clips are of its size; give it to `just sample` instead"
+            )
         for key, value, found, what in (
             ("text_dim", model.text_dim, encoders.text.dim, "numbers of a text token"),
             ("video_channels", model.video_channels, encoders.video.channels, "channels of the video codec"),
@@ -284,35 +291,79 @@ class MMControl(AVModule):
         its own scale, and both passes are controlled (chosen). References start as noise like all else and are dropped
         at the end: what is known of them comes through the hints alone.
         """
-        assert isinstance(settings, MMControlSample)
         if keyframes is not None and keyframes.any():
             raise ValueError("keyframes: MMControl takes a reference image, depth and pose, and no given frames")
-        video, audio = batch.video_latents, batch.audio_latents
-        assert video is not None and audio is not None
-        control, num_images, num_voice = None, 0, 0
-        noise = Latents(video=start_noise(seeds, video, "video"), audio=start_noise(seeds, audio, "audio"))
-        if self.config.has_controls:
-            has = _present(batch)
-            control = self._control(batch, Given(has.image, has.voice, has.depth, has.pose & ~has.depth))
-            num_images, num_voice = control.num_images, control.num_voice_latents
-            noise = _led(
-                noise, start_noise(seeds, control.images, "image"), start_noise(seeds, control.voices, "voice")
-            )
-        sampler = build_scheduler(
+        video = batch.video_latents
+        assert video is not None
+        control = self.control_of(batch)
+        scheduler = build_scheduler(
             settings.scheduler,
             ltx2_scheduler_config(num_tokens=video[0, 0].numel()),
             steps=settings.steps,
             device=video.device,
         )
+        start = self.start(batch, control, seeds=seeds)
+        return self.denoise(
+            batch, start, control=control, scheduler=scheduler, seeds=seeds, settings=settings, on_step=on_step
+        )
+
+    def control_of(self, batch: AVBatch) -> Control | None:
+        """All that a batch's clips are controlled by; of depth and pose, depth. None: the backbone has no bypass."""
+        if not self.config.has_controls:
+            return None
+        has = _present(batch)
+        return self._control(batch, Given(has.image, has.voice, has.depth, has.pose & ~has.depth))
+
+    def start(self, batch: AVBatch, control: Control | None, *, seeds: Sequence[int], stage: str = "") -> Latents:
+        """Noise of the shape of the batch's clips with their references in front, each stage's its own."""
+        video, audio = batch.video_latents, batch.audio_latents
+        assert video is not None and audio is not None
+        noise = Latents(
+            video=start_noise(seeds, video, f"{stage}video"), audio=start_noise(seeds, audio, f"{stage}audio")
+        )
+        if control is None:
+            return noise
+        image = start_noise(seeds, control.images, f"{stage}image")
+        return _led(noise, image, start_noise(seeds, control.voices, f"{stage}voice"))
+
+    def led(self, latents: Latents, control: Control | None) -> Latents:
+        """Latents with grey and silence in front, in the places of references."""
+        if control is None:
+            return latents
+        assert latents.video is not None and latents.audio is not None
+        count, num_voice = latents.video.shape[0], control.num_voice_latents
+        silence = self._silence(latents.audio, num_voice + latents.audio.shape[1])[:, :num_voice]
+        grey = self._empty(latents.video)[:, :, : control.num_images]
+        return _led(latents, grey.expand(count, -1, -1, -1, -1), silence.expand(count, -1, -1))
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        batch: AVBatch,
+        start: Latents,
+        *,
+        control: Control | None,
+        scheduler: Any,
+        seeds: Sequence[int],
+        settings: SampleConfig,
+        is_guided: bool = True,
+        on_step: Callable[[], None] | None = None,
+    ) -> Latents:
+        """Latents at the scheduler's first noise level, references in front -> clean ones of the clips alone.
+
+        is_guided False: one pass, with the text.
+        """
+        assert isinstance(settings, MMControlSample) and start.video is not None
+        device = start.video.device
         all_clips = np.ones(len(batch), dtype=bool)
         passes = [self._texts(batch, ~all_clips), self._texts(batch, all_clips)]
         video_scales, audio_scales = [settings.guidance], [settings.audio_guidance]
-        if settings.guidance == settings.audio_guidance == 1.0:
+        if not is_guided or settings.guidance == settings.audio_guidance == 1.0:
             passes, video_scales, audio_scales = passes[1:], [], []
 
         def predict(packed: Tensor, timestep: float) -> Tensor:
-            noisy = noise.unpack(packed)
-            times = torch.full((len(batch),), float(timestep), device=video.device)
+            noisy = start.unpack(packed)
+            times = torch.full((len(batch),), float(timestep), device=device)
             found = [
                 self.model(
                     noisy.video,
@@ -332,14 +383,15 @@ class MMControl(AVModule):
                 audio=guide([each.audio for each in found], audio_scales),
             ).pack()
 
-        generators = [torch.Generator(device=video.device).manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
         is_bf16 = next(self.model.backbone.parameters()).dtype == torch.bfloat16
-        with torch.autocast(video.device.type, dtype=torch.bfloat16, enabled=is_bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
             packed = run_scheduler(
-                predict, noise=noise.pack(), scheduler=sampler, generators=generators, on_step=on_step
+                predict, noise=start.pack(), scheduler=scheduler, generators=generators, on_step=on_step
             )
-        made = noise.unpack(packed)
+        made = start.unpack(packed)
         assert made.video is not None and made.audio is not None
+        num_images, num_voice = (0, 0) if control is None else (control.num_images, control.num_voice_latents)
         return Latents(video=made.video[:, :, num_images:], audio=made.audio[:, num_voice:])
 
 
