@@ -12,9 +12,10 @@ class CheckpointState:
     """state.json: what a run needs besides tensors, JSON values only.
 
     step: optimizer steps done, which is the state of data, schedule and random numbers as well: all are functions of
-    it. optimizer: `flatten_optimizer`'s meta. lineage: (run id, step) of the
-    checkpoints it descends from, oldest first, itself last. base_model: fingerprint of the released weights under it
-    ("" for none). counters: e.g. updates left out because they were not finite. extra: what callbacks keep.
+    it. optimizer: `flatten_optimizer`'s meta. lineage: (run id, step) of the checkpoints it descends from, oldest
+    first, itself last. base_model: fingerprint of the released weights under it ("" for none), or of all that an
+    adapter stands on. adapter: which (`avlit.adapters.AdapterState`), the tensors being its own alone; {} for a model.
+    counters: e.g. updates left out because they were not finite. extra: what callbacks keep.
     """
 
     step: int
@@ -22,6 +23,7 @@ class CheckpointState:
     recipe: str
     run: str = ""
     base_model: str = ""
+    adapter: dict[str, object] = field(default_factory=dict)
     lineage: tuple[tuple[str, int], ...] = ()
     optimizer: dict[str, object] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
@@ -81,6 +83,7 @@ _IS_VALID: dict[str, Callable[[Any], bool]] = {
     "recipe": _is_text,
     "run": _is_text,
     "base_model": _is_text,
+    "adapter": _is_mapping,
     "lineage": _is_lineage,
     "optimizer": _is_optimizer,
     "counters": lambda value: _is_mapping(value, _is_number),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
+from avlit.adapter_config import AdapterConfig, AdapterPart
 from avlit.discovery import (
     RECIPES,
     curriculum_keys,
@@ -29,6 +30,8 @@ from avlit.settings import Settings, read_words, read_yaml, setting
 from avlit.timing import VIDEO_FACTORS, Timing
 
 __all__ = [
+    "AdapterConfig",
+    "AdapterPart",
     "CheckpointConfig",
     "CodecConfig",
     "Config",
@@ -293,6 +296,17 @@ class Config:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    @property
+    def adapter_parts(self) -> dict[str, AdapterPart]:
+        """Name -> part of the model that `adapter.modality` may name."""
+        return {"model": AdapterPart(modules=("",))}
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """Beginnings of the names of what no released model has, the recipe's own: what `adapter=own` trains."""
+        return ()
 
     @property
     def reads(self) -> Reads:
@@ -320,6 +334,7 @@ class Config:
             raise ValueError(
                 f"data.peak={self.data.peak:g}: this recipe generates no sound (codecs.audio=none); leave it"
             )
+        self._check_adapter()
         saves, best = self.checkpoint, self.checkpoint.best
         if best and (not self.validation.clips or saves.every % self.validation.every):
             raise ValueError(
@@ -341,6 +356,20 @@ class Config:
                     f"{key}={size}: must be a multiple of train.devices * train.accumulate = {parts}; "
                     f"the nearest above is {-(-size // parts) * parts}{other}"
                 )
+
+    def _check_adapter(self) -> None:
+        if not self.adapter.is_on:
+            return
+        self.adapter.chosen(self.adapter_parts)
+        if self.adapter.kind == "own" and not self.own_modules:
+            raise ValueError(
+                f"adapter=own: recipe={self.recipe} has no modules besides its backbone; take adapter=lora"
+            )
+        if self.init is None and self.model.weights is None:
+            raise ValueError(
+                f"adapter={self.adapter.kind}: needs trained weights to stand on; give init=RUN, or released ones as "
+                "model.weights=FOLDER"
+            )
 
 
 def load_config(words: Sequence[str], *, root: Path = RECIPES) -> Config:
@@ -379,6 +408,10 @@ def to_yaml(config: Config) -> str:
 
 
 def _finish(settings: Settings, words: dict[str, str]) -> Config:
+    if "adapter" in words:  # short for its kind
+        if "adapter.kind" in words:
+            raise ConfigError(f"adapter={words['adapter']} and adapter.kind={words['adapter.kind']}: keep one")
+        words = {"adapter.kind" if key == "adapter" else key: value for key, value in words.items()}
     settings.put_words(words)
     settings.refuse_idle(words)
     return settings.build()

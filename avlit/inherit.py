@@ -110,6 +110,12 @@ def base_of(checkpoint: Checkpoint, names: frozenset[str]) -> Checkpoint:
     return checkpoint
 
 
+def trained_by(checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of the parameters that a checkpoint's run trained."""
+    groups: list[list[str]] = list(checkpoint.state.optimizer.get("groups", []))  # pyright: ignore
+    return frozenset(name for group in groups for name in group)
+
+
 @torch.no_grad()
 def load_base(model: nn.Module, checkpoint: Checkpoint, names: frozenset[str]) -> str:
     """Copy a checkpoint's tensors `names`, averaged ones where there are any; returns their fingerprint.

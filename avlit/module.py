@@ -72,6 +72,7 @@ class AVModule(pl.LightningModule):
         self.start_step = start_step
         self.base_model = ""  # fingerprint of released weights, or of a base, under the model, once they are loaded
         self.released: frozenset[str] = frozenset()  # names of the tensors that came with them
+        self.adapter: dict[str, object] = {}  # what is trained instead of the model (`avlit.adapters`), for checkpoints
         self.grad_norm: Tensor | None = None
         self.skip = torch.zeros(())  # 1 on the device where the last update was left out
         self._resumed: Checkpoint | None = None

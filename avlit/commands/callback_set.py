@@ -20,6 +20,7 @@ from avlit.module import AVModule
 from avlit.ranks import gather
 from avlit.runs import Run
 from avlit.tracking import Tracker
+from callbacks.adapters import AdapterWatch
 from callbacks.checkpointing import Checkpointing
 from callbacks.ema import EMA
 from callbacks.finite_guard import FiniteGuard, RollBack, is_sound
@@ -97,6 +98,7 @@ class CallbackSet:
             roll_back=RollBack(self.saving, self.ema) if train.on_nonfinite == "roll_back" else None,
             max_roll_backs=train.max_roll_backs,
         )
+        self.adapter = [AdapterWatch(tracker.log_metrics)] if module.adapter else []
         if checkpoint:
             kept: Any = checkpoint.state.extra
             self.ema.restore(checkpoint)
@@ -106,7 +108,7 @@ class CallbackSet:
 
     def in_order(self) -> list[pl.Callback]:
         """As Lightning calls them: the average is brought up to date first; saving comes before the slow sampling."""
-        return [self.ema, self.log, self.guard, self.heldout, self.saving, self.samples, self.stopping]
+        return [self.ema, self.log, self.guard, self.heldout, self.saving, self.samples, self.stopping, *self.adapter]
 
     def finish(self, trainer: pl.Trainer) -> None:
         """What comes after the last step, for a run that was stopped between the two."""
@@ -128,6 +130,7 @@ class CallbackSet:
             recipe=self.config.recipe,
             run=self.run.id,
             base_model=self.module.base_model,
+            adapter=self.module.adapter,
             lineage=(*self.lineage, (self.run.id, step)),
             counters={
                 "skipped": float(self.module.skipped),

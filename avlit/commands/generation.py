@@ -14,6 +14,7 @@ from torch import Tensor
 from avlit.batch import AVBatch
 from avlit.checkpoints import Checkpoint
 from avlit.commands.abilities import Abilities
+from avlit.commands.adapted import root_of, stand_on
 from avlit.commands.assembly import build_encoders, build_module, build_refiner
 from avlit.commands.clips import to_frames
 from avlit.commands.conditions import Conditions
@@ -229,7 +230,9 @@ def load_trained(config: Config, checkpoint: Checkpoint) -> AVModule:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     module = build_module(config)
-    if config.model.weights:
+    if config.adapter.is_on:
+        stand_on(module, config, root_of(checkpoint))
+    elif config.model.weights:
         print(f"model.weights: {module.load_released(config.model.weights)}")
     elif module.base_names:
         print(module.load_base(base_of(checkpoint, module.base_names)))

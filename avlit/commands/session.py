@@ -311,9 +311,18 @@ def start_weights(
 
     Returns the lineage before this run: (run id, step) of the checkpoints that its first weights descend from.
     """
-    from avlit.inherit import base_of, load_weights_into
+    from avlit.inherit import base_of, load_weights_into, trained_by
 
+    if config.adapter.is_on:
+        from avlit.commands.adapted import start_adapter
+
+        return start_adapter(module, config, run, checkpoint)
     source = init_source(run, config.init) if config.init and not checkpoint else None
+    if source and source.state.adapter:
+        raise ConfigError(
+            f"init={config.init}: holds an adapter alone; say adapter={source.state.adapter.get('kind')} to go on with "
+            "it, or make a model of it first: `just export format=avlit merge=true`"
+        )
     base = None
     if config.model.weights:
         print(f"model.weights: {module.load_released(config.model.weights)}")
@@ -345,12 +354,6 @@ def start_weights(
     if frozen:
         print(f"{len(frozen)} parameters are frozen (e.g. {frozen[0]})")
     return lineage
-
-
-def trained_by(checkpoint: Checkpoint) -> frozenset[str]:
-    """Names of the parameters that a checkpoint's run trained."""
-    groups: Any = checkpoint.state.optimizer.get("groups", [])
-    return frozenset(name for group in groups for name in group)
 
 
 def init_source(run: Run, init: str) -> Checkpoint:

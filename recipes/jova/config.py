@@ -7,7 +7,9 @@ neither gives.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from avlit.adapter_config import ATTENTION
 from avlit.config import (
+    AdapterPart,
     CodecConfig,
     Config,
     DataConfig,
@@ -104,6 +106,21 @@ class JoVAConfig(Config):
     def is_joint(self) -> bool:
         """Whether both branches are trained together."""
         return "none" not in (self.codecs.video, self.codecs.audio)
+
+    @property
+    def adapter_parts(self) -> dict[str, AdapterPart]:
+        """The attention of each branch that is there, over latents and over text."""
+        targets = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        parts = {
+            "video": AdapterPart(modules=(r"backbone\.(transformer|single_transformer)_blocks\.",), targets=targets),
+            "audio": AdapterPart(modules=(r"audio\.(transformer|single_transformer)_blocks\.",), targets=targets),
+        }
+        return {name: part for name, part in parts.items() if getattr(self.codecs, name) != "none"}
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """What is new in JoVA: the audio branch's ends, and the linear layers of fusion "cross_linear"."""
+        return ("audio.x_embedder.", "audio.proj_out.", "video_adapters.", "audio_adapters.")
 
     @property
     def reads(self) -> Reads:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from avlit.config import (
+    AdapterPart,
     CodecConfig,
     Config,
     DataConfig,
@@ -146,6 +147,23 @@ class MMControlConfig(Config):
     def has_controls(self) -> bool:
         """Whether the bypass is there, and with it the controls."""
         return self.model.trainable == "bypass"
+
+    @property
+    def adapter_parts(self) -> dict[str, AdapterPart]:
+        """The attention of the bypass, which the rest then stays out of, or of the backbone's two streams."""
+        block, is_alone = r"backbone\.transformer_blocks\.\d+\.", not self.has_controls
+        parts = {
+            "video": AdapterPart(modules=(block + r"(attn1|attn2|ff|audio_to_video_attn)\.",), is_default=is_alone),
+            "audio": AdapterPart(
+                modules=(block + r"(audio_attn1|audio_attn2|audio_ff|video_to_audio_attn)\.",), is_default=is_alone
+            ),
+        }
+        return parts if is_alone else {"bypass": AdapterPart(modules=(r"bypass\.",)), **parts}
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """The bypass."""
+        return ("bypass.",) if self.has_controls else ()
 
     @property
     def reads(self) -> Reads:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from avlit.config import (
+    AdapterPart,
     CodecConfig,
     Config,
     EmaConfig,
@@ -101,6 +102,21 @@ class MTVConfig(Config):
     snr_shift: float = setting(
         1.0, "shift of CogVideoX's noise schedule: 1 is 5B, 3 is 2B", above=0, not_with=("model.variant", "wan")
     )
+
+    @property
+    def adapter_parts(self) -> dict[str, AdapterPart]:
+        """The backbone's attention, and the injections of the ControlNet."""
+        return {
+            "video": AdapterPart(modules=(r"backbone\.",)),
+            "controlnet": AdapterPart(
+                modules=(r"injections\.", r"control\."), targets=("to_q", "to_kv", "to_qkv", "to_out")
+            ),
+        }
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """The MST-ControlNet."""
+        return ("control.", "injections.")
 
     @property
     def accepts(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from avlit.config import (
+    AdapterPart,
     CodecConfig,
     Config,
     DataConfig,
@@ -122,6 +123,19 @@ class UniTalkingConfig(Config):
     tasks: TaskConfig = field(default_factory=TaskConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     flow_shift: float = setting(5.0, "shift of the noise levels, in training and sampling (Wan)", above=0)
+
+    @property
+    def adapter_parts(self) -> dict[str, AdapterPart]:
+        """The attention of each twin, its reading of a reference voice included; of sound alone the audio twin's."""
+        parts = {"audio": AdapterPart(modules=(r"audio\.", r"audio_references\."))}
+        if self.codecs.video == "none":
+            return parts
+        return {"video": AdapterPart(modules=(r"backbone\.", r"video_references\.")), **parts}
+
+    @property
+    def own_modules(self) -> tuple[str, ...]:
+        """The audio twin, and how references are read: Wan has neither."""
+        return ("audio.", "audio_references.", "video_references.", "reference_embedding.")
 
     @property
     def reads(self) -> Reads:
