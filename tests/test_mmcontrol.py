@@ -321,6 +321,13 @@ def test_scales_weigh_each_modality_and_zero_is_the_clip_without_controls() -> N
     assert not same(sampled(made, other), of[1.0, 1.0])
 
 
+def test_scales_of_zero_sample_what_the_backbone_alone_does() -> None:
+    made, batch = module(), batch_of(2)
+    alone = module(recipe="mmcontrol_backbone")
+    alone.model.backbone.load_state_dict(made.model.backbone.state_dict())
+    assert same(sampled(made, batch, visual_scale=0.0, acoustic_scale=0.0), sampled(alone, batch))
+
+
 def test_guidance_contrasts_the_text_alone_under_the_same_controls() -> None:
     made, batch = module(), batch_of(2)
     calls = calls_of(made, lambda: sampled(made, batch, steps=1))
@@ -518,6 +525,10 @@ def test_a_trained_bypass_samples_and_is_trained_on_from(trained: Path, cache: P
     out = tmp_path / "clip.mp4"
     asked = [f"run={run.id}", f"runs_dir={folder}/runs", "prompt=[VISUAL]: A man. [SPEECH]: hello.", f"out={out}"]
     assert sample.main(asked) == 0 and out.exists()
+    held_out = [*asked[:2], "sample.count=1", f"out={tmp_path / 'held-out'}", "train.accelerator=cpu"]
+    assert sample.main(held_out) == 0
+    suffixes = {path.name.partition(".")[2] for path in (tmp_path / "held-out" / "controls").iterdir()}
+    assert suffixes == {"reference_image.png", "depth.mp4", "pose.mp4", "reference.wav"}
     outcome = train(load_config(words(folder, cache, "recipe=mmcontrol", f"init={run.id}", "train.steps=1")))
     further, before = newest(outcome.run), newest(run)
     assert further.state.base_model == before.state.base_model

@@ -17,6 +17,7 @@ from avlit.batch import AVBatch
 from avlit.checkpoints import CheckpointState, load_checkpoint, save_checkpoint
 from avlit.commands.abilities import Abilities
 from avlit.commands.assembly import batch_contents, build_module
+from avlit.commands.control_files import write_controls
 from avlit.commands.generation import Generator
 from avlit.commands.request import Request
 from avlit.config import load_config, to_yaml
@@ -26,6 +27,7 @@ from avlit.media import read_clip, write_mp4
 from avlit.runs import create_run
 from data.batches import collate
 from data.corpus import CorpusSettings, make_clip
+from data.datamodule import HeldoutClip
 from data.encode import encode_clip, picture_latents
 from data.prepare.controls import GREY
 
@@ -185,6 +187,27 @@ def test_a_transparent_picture_stands_before_grey(
         generator.plan(Request(prompt=PROMPT, reference_image=tmp_path / "nothing.png"))
 
 
+def test_a_portrait_lies_as_its_camera_says_and_is_cut_around_its_centre(
+    generator: Generator, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    wide = np.asarray(Image.open(files["red"]))
+    Image.fromarray(wide.transpose(1, 0, 2)).save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 5  # stored transposed
+    Image.fromarray(wide).save(tmp_path / "phone.png", exif=exif)
+    Image.fromarray(wide.transpose(1, 0, 2)[32:96]).save(tmp_path / "centre.png")
+    requests = {
+        name: Request(prompt=PROMPT, reference_image=tmp_path / f"{name}.png")
+        for name in ("upright", "phone", "centre")
+    }
+    upright, phone, centre = (control(batch_for(generator, each), "reference_image") for each in requests.values())
+    assert torch.equal(upright, phone)
+    torch.testing.assert_close(upright, centre, rtol=0, atol=0.05)  # but for what the filter sees beyond the edges
+    for name in ("upright", "phone"):
+        (note,) = generator.plan(requests[name]).notes
+        assert note.startswith("reference_image: 64x128 pixels are of another shape than the clip's 32x32; what")
+
+
 def test_a_clip_is_as_long_as_what_it_follows_and_its_last_frame_is_held_for_the_model(
     generator: Generator, files: Mapping[str, Path]
 ) -> None:
@@ -211,6 +234,30 @@ def test_notes_say_what_of_a_control_is_not_used(generator: Generator, files: Ma
     assert generator.plan(Request(prompt=PROMPT, reference_image=files["face"])).notes == ()
 
 
+def test_what_a_held_out_clip_was_controlled_by_can_be_given_again(generator: Generator, tmp_path: Path) -> None:
+    settings = CorpusSettings(fps=FPS, num_frames=FRAMES, height=32, width=32)
+    clip = make_clip("basic_face", 1, settings, controls=("reference_image", "depth", "pose"))
+    encoded = encode_clip(clip, generator.encoders)
+    contents = batch_contents(load_config(RECIPE), generator.encoders)
+    held = HeldoutClip(
+        batch=collate([encoded], step=0, slots=(0,), contents=contents),
+        annotation=encoded.annotation,
+        waveform=clip.references[0],
+        rate_hz=clip.rate_hz,
+    )
+    paths = write_controls([held], generator.encoders, tmp_path / "controls")
+    names = ("depth", "pose", "reference_image", "reference")
+    assert [path.name.partition(".")[2].partition(".")[0] for path in paths] == list(names)
+    for name, path in zip(names, paths, strict=True):
+        again = control(batch_for(generator, Request(prompt=PROMPT).with_file(name, path)), name)
+        given = {other: latents for other in names if (latents := control(held.batch, other)).shape == again.shape}
+        differences = {other: float((again - latents).abs().mean()) for other, latents in given.items()}
+        assert differences.pop(name) < 0.3 * min([float(given[name].abs().mean()), *differences.values()]), name
+    bare = replace(held, batch=batch_for(generator, Request(prompt=PROMPT)))
+    assert write_controls([bare], generator.encoders, tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
 # What is taken and what is refused.
 
 
@@ -229,6 +276,8 @@ def test_notes_say_what_of_a_control_is_not_used(generator: Generator, files: Ma
         (["prompt=A man says hello."], "prompt='A man says hello.': must be of the form `[VISUAL]: "),
         (["prompt=[VISUAL]: A man."], "prompt='[VISUAL]: A man.': must be of the form"),
         (["free_prompts=yes"], "free_prompts=yes: must be true or false"),
+        (["vary=depth", "depth={depth}"], "vary=depth needs two values or more, for example depth=a.mp4,b.mp4"),
+        (["vary=reference_image", "reference_image={face}"], "for example reference_image=a.png,b.png"),
         (["sample.stages=both"], "sample.stages=both: the second stage enlarges latents of LTX-2's video codec"),
         (["sample.distilled_lora=a.safetensors"], "sample.distilled_lora=a.safetensors: has no effect while"),
     ],

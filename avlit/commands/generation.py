@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -242,5 +242,5 @@ def load_trained(config: Config, checkpoint: Checkpoint) -> AVModule:
             f"{checkpoint.path}: lacks {len(untrained)} tensors of this model, first {untrained[0]}; sample it "
             "with the model.* settings it was trained with, and model.weights=FOLDER if it began from released ones"
         )
-    print(f"Step {checkpoint.step}: {report}")
+    print(f"Step {checkpoint.step}: {replace(report, new=())}")  # what a base filled is not new
     return module.eval().to("cuda" if config.train.accelerator != "cpu" and torch.cuda.is_available() else "cpu")

@@ -188,7 +188,10 @@ def refuse_occupied(folder: Path) -> None:
 
 
 def sample_heldout(run: Run, words: Mapping[str, str]) -> int:
-    """The first held-out clips of the run's data, with their prompts and tracks."""
+    """The first held-out clips of the run's data, with their prompts, tracks and controls.
+
+    Controls and voices are written beside them, into `controls/`, as files that a request can give.
+    """
     config = read_config(run, words, allowed=(*RUN_KEYS, *PLACE_KEYS, *HELDOUT_KEYS), what="held-out clips")
     if read_abilities(config).draft is not None:
         raise ConfigError(
@@ -204,6 +207,7 @@ def sample_heldout(run: Run, words: Mapping[str, str]) -> int:
 
     from avlit.commands.assembly import build_datamodule, build_encoders, shard_roots
     from avlit.commands.clips import write_clips
+    from avlit.commands.control_files import write_controls
     from avlit.commands.generation import load_trained
 
     roots = shard_roots(config)
@@ -211,7 +215,7 @@ def sample_heldout(run: Run, words: Mapping[str, str]) -> int:
     module = load_trained(config, checkpoint)
     clips = build_datamodule(config, roots, encoders).heldout_samples(config.sample.count)
     paths = write_clips(module, clips, encoders=encoders, settings=config.sample, seed=config.seed, folder=folder)
-    for path in paths:
+    for path in (*paths, *write_controls(clips, encoders, folder / "controls")):
         print(path)
     return 0
 

@@ -20,6 +20,8 @@ from avlit.sound import resample
 
 PROMPT_KEYS = ("prompt", "audio_prompt")
 VARIED_KEYS = (*PROMPT_KEYS, *FILE_KEYS)
+SUFFIXES = {"video": ".mp4", "depth": ".mp4", "pose": ".mp4", "reference_image": ".png"}
+"""Of the files that vary, in an example; others hold sound."""
 GRID_COLUMNS = 4
 TILE = 256
 """Pixels that the shorter side of a clip in the grid has at least."""
@@ -49,9 +51,7 @@ def variants(request: Request, key: str, text: str) -> list[Variant]:
         example = (
             f"{key}='a cat | a dog'"
             if key in PROMPT_KEYS
-            else f"{key}=a.mp4,b.mp4"
-            if key == "video"
-            else f"{key}=a.wav,b.wav"
+            else f"{key}=a{SUFFIXES.get(key, '.wav')},b{SUFFIXES.get(key, '.wav')}"
         )
         raise ConfigError(f"{key}={text}: vary={key} needs two values or more, for example {example}")
     if key in PROMPT_KEYS:

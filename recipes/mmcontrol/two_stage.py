@@ -77,7 +77,7 @@ class Refiner:
                 f"a draft of {tuple(draft.video.shape)} for a clip of {tuple(batch.video_latents.shape)}: it must have "
                 "half the height and width"
             )
-        control = module.control_of(batch)
+        control = module.control_of(batch, settings)
         clean = module.led(Latents(video=video, audio=audio), control)
         noise = module.start(batch, control, seeds=seeds, stage="refined ")
         assert clean.video is not None and clean.audio is not None
