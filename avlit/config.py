@@ -42,6 +42,7 @@ __all__ = [
     "OptimizerConfig",
     "Reads",
     "SampleConfig",
+    "StrategyConfig",
     "TrackingConfig",
     "TrainConfig",
     "ValidationConfig",
@@ -200,15 +201,38 @@ class OptimizerConfig:
 
 
 @dataclass
+class StrategyConfig:
+    """How devices share a run, and what is done to make it fit; docs/strategies.md says what goes with what."""
+
+    name: Literal["auto", "ddp", "fsdp2"] = setting(
+        "auto", "ddp: a copy on each device; fsdp2: sharded; auto: fsdp2 on several GPUs, ddp on several CPU processes"
+    )
+    shard: Literal["full", "grads", "node"] = setting(
+        "full",
+        "what of fsdp2 is sharded: full, also the weights; grads, gradients and moments alone, weights once a step "
+        "(faster, more memory); node, as full but within a node, with a copy on each node",
+        not_with=("strategy.name", "ddp"),
+    )
+    activation_checkpointing: Literal["none", "blocks", "selective"] = setting(
+        "blocks",
+        "activations computed again in the backward pass: blocks, all within a block; selective, all but the results "
+        "of attention and of every second matrix product",
+    )
+    cpu_offload: bool = setting(
+        False,
+        "keep shards, gradients and moments in the host's memory (GPUs, fsdp2)",
+        not_with=("strategy.name", "ddp"),
+    )
+
+
+@dataclass
 class TrainConfig:
     """Length and machinery of a run."""
 
     steps: int = setting(1000, "optimizer steps", low=1)
     accumulate: int = setting(1, "micro-batches of one optimizer step", low=1)
-    precision: Literal["fp32", "bf16"] = setting("fp32", "arithmetic of the forward pass; weights stay fp32")
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", "where to train")
     devices: int = setting(1, "GPUs, or processes on a CPU", low=1)
-    strategy: Literal["auto", "ddp"] = setting("auto", "how devices share the work")
     threads: int = setting(0, "CPU threads; 0 is all cores", low=0)
     log_every: int = setting(10, "optimizer steps between log points", low=1)
     max_nonfinite: int = setting(10, "updates left out in a row, as not finite, at which training stops", low=1)
@@ -218,7 +242,6 @@ class TrainConfig:
     max_roll_backs: int = setting(
         3, "times that a run is rolled back before it stops", low=1, not_with=("train.on_nonfinite", "stop")
     )
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
 
 
 @dataclass
@@ -286,10 +309,13 @@ class Config:
     init: str | None = setting(None, "run or folder whose weights the run starts from")
     run_name: str | None = setting(None, "name of the run; null makes one from recipe and time")
     runs_dir: str = setting("runs", "folder of the runs")
+    precision: Literal["bf16", "fp32"] = setting("bf16", "arithmetic of the forward pass; what is trained stays fp32")
+    compile: Literal["none", "blocks"] = setting("none", "blocks: compile a layer of each kind, once for all layers")
     data: DataConfig = field(default_factory=DataConfig)
     codecs: CodecConfig = field(default_factory=CodecConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -392,7 +418,7 @@ def load_config(words: Sequence[str], *, root: Path = RECIPES) -> Config:
 
 def from_yaml(text: str, *, words: Sequence[str] = (), source: str = "config.yaml", root: Path = RECIPES) -> Config:
     """A config that `to_yaml` wrote, with further words over it; recipe and size stay those of the text."""
-    values = read_yaml(text, source)
+    values = _moved(read_yaml(text, source))
     given = read_words(words)
     for fixed in ("recipe", "size"):
         if fixed in given and given.pop(fixed) != str(values.get(fixed)):
@@ -400,6 +426,22 @@ def from_yaml(text: str, *, words: Sequence[str] = (), source: str = "config.yam
     settings = Settings(_schema(str(values.get("recipe", "")), root))
     settings.put(values, source)
     return _finish(settings, given)
+
+
+def _moved(values: dict[str, Any]) -> dict[str, Any]:
+    """What a run trained before these keys moved says, under the keys of today."""
+    train = values.get("train")
+    if isinstance(train, dict):
+        for old, new in (("precision", "precision"), ("strategy", "strategy"), ("gradient_checkpointing", None)):
+            if old not in train:
+                continue
+            value = train.pop(old)
+            if new is not None:
+                values.setdefault(new, value)
+            else:
+                name = values.get("strategy", "auto")
+                values["strategy"] = {"name": name, "activation_checkpointing": "blocks" if value else "none"}
+    return values
 
 
 def to_yaml(config: Config) -> str:

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.lr_scheduler import LambdaLR
 
 from avlit.batch import AVBatch
@@ -21,7 +22,7 @@ from avlit.config import OptimizerConfig, SampleConfig
 from avlit.inherit import check_base, check_same_parameters, load_base, restore_optimizer, restore_weights
 from avlit.objectives import Losses
 from avlit.randomness import Draws, seed_dropout
-from avlit.ranks import is_distributed
+from avlit.ranks import is_distributed, is_sharded, local, norm_over_parts
 from avlit.sampling import Latents
 
 
@@ -75,6 +76,7 @@ class AVModule(pl.LightningModule):
         self.adapter: dict[str, object] = {}  # what is trained instead of the model (`avlit.adapters`), for checkpoints
         self.grad_norm: Tensor | None = None
         self.skip = torch.zeros(())  # 1 on the device where the last update was left out
+        self.sharding: Callable[[nn.Module, DeviceMesh], None] | None = None  # what spreads the model over the ranks
         self._resumed: Checkpoint | None = None
         # Counted on the device and read at log points only, so that no step waits for it.
         self.register_buffer("skipped_in_a_row", torch.zeros(()), persistent=False)
@@ -166,6 +168,13 @@ class AVModule(pl.LightningModule):
         left_out = self.released - self.trained_parameters.keys()
         return {name: tensor for name, tensor in self.model.state_dict().items() if name not in left_out}
 
+    def configure_model(self) -> None:
+        """Shard the model; Lightning calls it when the ranks know each other, before the optimizer is built."""
+        if self.sharding is not None and not is_sharded(self.model):
+            mesh = self.device_mesh
+            assert mesh is not None  # `avlit.strategies` plans a sharding with the strategy that makes one
+            self.sharding(self.model, mesh["data_parallel"])
+
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's weights and counters now, and its optimizer once that is built; after `freeze`."""
         check_base(checkpoint, self.base_model)
@@ -202,11 +211,15 @@ class AVModule(pl.LightningModule):
         The fused optimizer reads `found_inf` on the device and then changes neither weights nor moments.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]  # of this rank's parts
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = norm_over_parts(norm, parameters)
         skip = (~(torch.isfinite(norm) & self.loss_is_finite)).float()
         if is_distributed():
             dist.all_reduce(skip, dist.ReduceOp.MAX)
-        torch.nn.utils.clip_grads_with_norm_(parameters, self.optimizer_config.clip, norm, foreach=True)
+        # as torch's clip_grads_with_norm_, which would go through the parts one by one
+        factor = (self.optimizer_config.clip / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
         optimizer = getattr(optimizer, "optimizer", optimizer)
         optimizer.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue] what torch's own GradScaler sets
         self.grad_norm, self.skip = norm, skip

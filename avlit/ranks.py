@@ -1,8 +1,13 @@
-"""What the processes of one training run tell each other besides gradients."""
+"""What the processes of one training run tell each other besides gradients, and who holds what of a sharded tensor."""
 
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 T = TypeVar("T")
 
@@ -19,3 +24,60 @@ def gather(value: T) -> list[T]:
     values: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+# Sharded tensors: each rank holds a part. What is not sharded is whole on every rank.
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model is spread over the ranks, so that all must run it together."""
+    return isinstance(model, FSDPModule)
+
+
+def gather_parts_again(model: nn.Module) -> None:
+    """Give up whole weights that a forward pass left behind, for the parts that may have changed since."""
+    if is_sharded(model):
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, of which it is a view."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts of all ranks; every rank must call it."""
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def like_sharded(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every rank has, as `like` is: on its device, and this rank's part where it is sharded."""
+    if not isinstance(like, DTensor):
+        return tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to(like.device)
+
+
+@torch.no_grad()
+def fill(target: Tensor, tensor: Tensor) -> None:
+    """Copy a whole tensor, which every rank has, into one that may be sharded."""
+    local(target).copy_(local(like_sharded(tensor, target)))
+
+
+def norm_over_parts(norm: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients from that of this rank's parts of them; every rank must call it."""
+    first: Any = next((each for each in parameters if isinstance(each, DTensor)), None)
+    if first is None or first.device_mesh.size() == 1:
+        return norm
+    (dimension,) = (place for place, placement in enumerate(first.placements) if isinstance(placement, Shard))
+    square = norm.square()
+    dist.all_reduce(square, group=first.device_mesh.get_group(dimension))
+    return square.sqrt()
+
+
+def join_gathering(tensors: Iterable[Tensor]) -> None:
+    """Take part in `whole` of each of the tensors, for another rank that wants them."""
+    for tensor in tensors:
+        if isinstance(tensor, DTensor):
+            whole(tensor)

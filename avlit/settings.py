@@ -112,9 +112,14 @@ class Settings:
         self.node: DictConfig = OmegaConf.structured(schema)
 
     def put(self, values: Mapping[Any, Any], source: str, *, prefix: str = "") -> None:
-        """Lay a nested mapping, as a yaml file holds it, over what is there. A mapping-valued key is replaced whole."""
+        """Lay a nested mapping, as a yaml file holds it, over what is there. A mapping-valued key is replaced whole.
+
+        A section that has a `name` can be given as that alone: `strategy: ddp` is `strategy: {name: ddp}`.
+        """
         for name, value in values.items():
             key = f"{prefix}{name}"
+            if f"{key}.name" in self.leaves and not isinstance(value, Mapping):
+                key = f"{key}.name"
             if key in self.leaves:
                 self._set(key, key, value, source)
             elif self._is_section(key):
@@ -126,7 +131,7 @@ class Settings:
 
     def put_words(self, words: Mapping[str, str]) -> None:
         """Lay `a.b -> text` pairs from the command line over what is there."""
-        for key, text in words.items():
+        for key, text in self.named(words).items():
             parent = key.rpartition(".")[0]
             if key in self.leaves:
                 leaf_key = key
@@ -143,7 +148,7 @@ class Settings:
 
     def refuse_idle(self, words: Mapping[str, str]) -> None:
         """Raise ConfigError for a word that another setting leaves without an effect."""
-        for key, text in words.items():
+        for key, text in self.named(words).items():
             leaf = self.leaves.get(key)
             for rule, is_wanted in ((leaf and leaf.only_with, True), (leaf and leaf.not_with, False)):
                 if rule is None:
@@ -157,6 +162,14 @@ class Settings:
                     f"leave it out, or {'set' if is_wanted else 'change'} {other}"
                     + (f"={as_word(wanted)}" if is_wanted else "")
                 )
+
+    def named(self, words: Mapping[str, str]) -> dict[str, str]:
+        """The words with `strategy=ddp` spelt out as `strategy.name=ddp`; ConfigError where both are given."""
+        spelt = {f"{key}.name" if f"{key}.name" in self.leaves else key: text for key, text in words.items()}
+        for key in words.keys() - spelt.keys():
+            if f"{key}.name" in words:
+                raise ConfigError(f"{key}={words[key]} and {key}.name={words[f'{key}.name']}: mean the same; keep one")
+        return spelt
 
     def build(self) -> Any:
         """The dataclasses with the values laid over them; sections that have a `check()` are asked for it."""

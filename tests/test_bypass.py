@@ -8,6 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
 from torch import Tensor, nn
 
+from avlit.models.backbones import LayerRun
 from avlit.models.bypass import BypassBlock, BypassLTX2, bypass_trainable
 from avlit.models.control_unit import Control, control_unit
 from avlit.models.ltx2_backbone import Conditions, LatentGrid, audio_coords, ltx2_block, video_coords
@@ -445,7 +446,7 @@ def test_recomputed_layers_have_the_same_gradients():
         calls += 1
 
     bypass_of(model)["audio"].blocks["2"].ff.register_forward_hook(count)
-    model.gradient_checkpointing = True
+    model.layer_run = LayerRun(recompute="blocks")
     recomputed = gradients(model, x, control=control)
     assert calls == 2
     for name, gradient in kept.items():

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
-from avlit.models.backbones import cogvideox_positions, cogvideox_rotary
+from avlit.models.backbones import LayerRun, cogvideox_positions, cogvideox_rotary
 from avlit.models.mst_controlnet import MSTControlNet, build_mst_controlnet, mtv_trainable
 from avlit.models.sizes import MSTControlNetConfig, wan_14b
 from avlit.models.track_encoder import ControlTokens, IntervalEncoder
@@ -446,10 +446,11 @@ def test_every_new_parameter_learns_from_the_second_step(config, changes):
 
 
 @BOTH
-def test_gradient_checkpointing_changes_no_number(config):
+@pytest.mark.parametrize("recompute", ["blocks", "selective"])
+def test_activation_checkpointing_changes_no_number(config, recompute):
     plain, x = awake(config), inputs(config)
     frugal = copy.deepcopy(plain)
-    frugal.gradient_checkpointing = True
+    frugal.layer_run = LayerRun(recompute=recompute)
     mask = torch.tensor([[True, False, False], [False, False, True]])
     for model in (plain, frugal):
         model(**x, keyframe_mask=mask).square().mean().backward()

@@ -127,7 +127,7 @@ class Command:
 
 TWO_RANKS = (
     "train.devices=2",
-    "train.strategy=ddp",
+    "strategy=ddp",
     "checkpoint.every=1000",
     "validation.every=1000",
     "sample.count=0",
@@ -166,8 +166,8 @@ def test_two_ranks_and_one_give_the_same_batches_and_losses_across_a_resume(tmp_
     stopped_at = newest_valid(only_run(changing).checkpoints_dir)[0]
     assert stopped_at is not None and stopped_at.step < 40
     with pytest.raises(UserError, match=r"train\.devices was 2, is 1"):
-        resumed(changing, "train.devices=1", "train.strategy=auto")
-    assert resumed(changing, "train.devices=1", "train.strategy=auto", "allow_change=true") == 0
+        resumed(changing, "train.devices=1", "strategy=auto")
+    assert resumed(changing, "train.devices=1", "strategy=auto", "allow_change=true") == 0
     one, two = points(only_run(undisturbed)), points(only_run(changing))
     logged = [place for place in one if place[0] == "data/key_hash"]
     assert len(logged) == 40 and all(one[place] == two[place] for place in logged)
@@ -505,7 +505,7 @@ def test_a_curriculum_that_cannot_go_on_stands_in_no_others_way(
 
 
 def test_stages_of_a_curriculum_on_two_ranks_follow_each_other(tmp_path: Path, cache: Path):
-    two_ranks = [*SHORT, "train.devices=2", "train.strategy=ddp"]
+    two_ranks = [*SHORT, "train.devices=2", "strategy=ddp"]
     command = Command(tmp_path, "curriculum", "recipe=mtv", *words(tmp_path, cache, *two_ranks))
     stages: list[Run] = []
     while len(stages) < 3 and command.process.poll() is None:

@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from torch import Tensor, nn
 
 from avlit.models import joint_attention
+from avlit.models.backbones import LayerRun
 from avlit.models.joint_attention import Heads, Mode
 from avlit.models.mmdit_block import Branch, Meeting, dual_block, fuse, single_block
 from avlit.models.mmdit_branch import BranchText
@@ -501,7 +502,7 @@ def test_recomputed_blocks_have_the_same_gradients(fusion):
 
     model.audio.transformer_blocks[0].ff.register_forward_hook(count("dual"))
     model.audio.single_transformer_blocks[0].proj_mlp.register_forward_hook(count("single"))
-    model.gradient_checkpointing = True
+    model.layer_run = LayerRun(recompute="blocks")
     recomputed = gradients(model, x)
     assert calls == {"dual": 2, "single": 2}
     for name, gradient in kept.items():

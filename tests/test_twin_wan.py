@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlit.models import twin_block
+from avlit.models.backbones import LayerRun
 from avlit.models.joint_attention import Heads
 from avlit.models.sizes import TwinWanConfig
 from avlit.models.twin_wan import TwinWan, Velocities, load_released, twin_trainable
@@ -334,7 +335,7 @@ def test_recomputed_blocks_have_the_same_gradients(mode):
         calls += 1
 
     model.audio.blocks[0].ffn.register_forward_hook(count)
-    model.gradient_checkpointing = True
+    model.layer_run = LayerRun(recompute="blocks")
     recomputed = gradients(model, x)
     assert calls == 2
     assert kept.keys() == recomputed.keys()

@@ -52,7 +52,7 @@ RELEASED = {
 
 def config_of(folder: Path, *words: str) -> MMControlConfig:
     tiny = (
-        "recipe=mmcontrol", "size=paper", "train.precision=fp32", f"data.num_frames={FRAMES}", f"data.height={DRAFT}",
+        "recipe=mmcontrol", "size=paper", "precision=fp32", f"data.num_frames={FRAMES}", f"data.height={DRAFT}",
         f"data.width={DRAFT}", "reference_tokens=12", "model.num_layers=2", "model.num_heads=2",
         "model.video_head_dim=8", "model.audio_head_dim=4", "model.text_dim=16", "model.video_channels=8",
         "model.audio_channels=32", "train.threads=1", "train.accelerator=cpu",

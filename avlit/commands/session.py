@@ -25,6 +25,7 @@ from avlit.runs import Run, find_run, hold
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.strategies import Strategy
 
     from avlit.checkpoints import Checkpoint
     from avlit.module import AVModule
@@ -128,6 +129,7 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
     import torch
 
     from avlit.sampling import build_scheduler
+    from avlit.strategies import plan_strategy
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -136,7 +138,8 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
     start_step = checkpoint.step if checkpoint else 0
     if is_resumed and checkpoint is None:
         print("It had saved nothing yet: begins again at step 0, in the same run")
-    trainer = build_trainer(config, run, start_step=start_step)
+    plan = plan_strategy(config)
+    trainer = build_trainer(config, run, strategy=plan.lightning, start_step=start_step)
     encoders = build_encoders(config)
     counted: Any = checkpoint.state.extra["data"] if checkpoint else ()
     datamodule = build_datamodule(config, roots, encoders, start_step=start_step, counted=counted)
@@ -146,6 +149,7 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
     for line in changes:
         print(f"changed from step {start_step} on (allow_change=true): {line}")
     module = build_module(config, start_step=start_step)
+    plan.apply(module)
     module.check_encoders(encoders)
     # An unsuited sampler must not surface at the end.
     build_scheduler(config.sample.scheduler, module.scheduler_settings, steps=config.sample.steps)
@@ -239,7 +243,7 @@ def leave_ranks(launched: dict[str, str | None]) -> None:
         dist.destroy_process_group()
 
 
-def build_trainer(config: Config, run: Run, *, start_step: int) -> pl.Trainer:
+def build_trainer(config: Config, run: Run, *, strategy: Strategy | str, start_step: int) -> pl.Trainer:
     """Lightning's trainer for the steps that are left; its own logging, saving and progress bar are off.
 
     ConfigError: this machine does not have what the config asks for.
@@ -252,8 +256,8 @@ def build_trainer(config: Config, run: Run, *, start_step: int) -> pl.Trainer:
         return pl.Trainer(
             accelerator=config.train.accelerator,
             devices=config.train.devices,
-            strategy=config.train.strategy,
-            precision="bf16-mixed" if config.train.precision == "bf16" else "32-true",
+            strategy=strategy,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             max_steps=config.train.steps - start_step,
             max_epochs=-1,
             accumulate_grad_batches=config.train.accumulate,
@@ -267,7 +271,7 @@ def build_trainer(config: Config, run: Run, *, start_step: int) -> pl.Trainer:
     except MisconfigurationException as error:
         raise ConfigError(
             f"train.accelerator={config.train.accelerator} train.devices={config.train.devices} "
-            f"train.strategy={config.train.strategy}: not possible on this machine: {error}"
+            f"strategy={config.strategy.name}: not possible on this machine: {error}"
         ) from error
 
 

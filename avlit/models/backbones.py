@@ -5,27 +5,86 @@ Each backbone has three functions: `*_time` (time embedding), `*_rotary` (cosine
 is the stock model's, bit for bit. S is the number of tokens of one latent frame, N = T * S those of a clip.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
 
 import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 Rotary = tuple[Tensor, Tensor]
 Stock = Any  # a diffusers module: neither its config nor its submodules are declared to type checkers
-Inject = Callable[[int, Tensor, Stock], Tensor]
-"""(layer, video tokens [B, N, D], the layer's self-attention) -> video tokens [B, N, D]."""
+Inject = Callable[..., Tensor]
+"""A layer's control: (video tokens [B, N, D], attention=the layer's self-attention) -> video tokens [B, N, D]."""
+
+_ATEN = torch.ops.aten
+PRODUCTS = frozenset({_ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default})
+ATTENTIONS = frozenset(
+    {
+        _ATEN._scaled_dot_product_flash_attention.default,
+        _ATEN._scaled_dot_product_efficient_attention.default,
+        _ATEN._scaled_dot_product_cudnn_attention.default,
+        _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
 
 
-def run_layer(function: Callable[..., tuple[Tensor, ...]], *args: object, recompute: bool) -> tuple[Tensor, ...]:
-    """One layer, its activations recomputed in the backward pass if `recompute`."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(function, *args, use_reentrant=False)
+Layer = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class LayerRun:
+    """How a model runs its layers.
+
+    recompute: activations that the backward pass computes again: blocks, all within a layer; selective, all but the
+    results of attention and of every second matrix product. is_compiled: one graph for each kind of layer.
+    """
+
+    recompute: Literal["none", "blocks", "selective"] = "none"
+    is_compiled: bool = False
+
+
+def run_layer(function: Layer, *args: object, run: LayerRun, units: Sequence[nn.Module] = ()) -> tuple[Tensor, ...]:
+    """One layer. units: modules whose parameters `function` reads without calling them.
+
+    Whoever spreads a unit's parameters over devices gives it a method `within(function, *args)`, which has them at hand
+    while the function runs.
+    """
+    if run.is_compiled:
+        function = compiled(function)
+    if run.recompute != "none" and torch.is_grad_enabled():
+        contexts = selective_contexts if run.recompute == "selective" else noop_context_fn
+        function = partial(checkpoint, function, use_reentrant=False, context_fn=contexts)
+    for unit in units:
+        if (within := getattr(unit, "within", None)) is not None:
+            function = partial(within, function)
     return function(*args)
+
+
+@cache
+def compiled(function: Layer) -> Layer:
+    """The function compiled, once in a process; modules among its arguments share a graph where they are alike."""
+    return torch.compile(function)
+
+
+def selective_contexts() -> tuple[Any, Any]:
+    """For `checkpoint`: attention's results and every second matrix product's are kept (torchtitan's policy)."""
+    counts = {False: 0, True: 0}  # while the layer runs first, and while it is computed again
+
+    def policy(context: Any, operation: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
+        if operation in PRODUCTS:
+            counts[context.is_recompute] += 1
+            is_kept = counts[context.is_recompute] % 2 == 1
+        else:
+            is_kept = operation in ATTENTIONS
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
 
 
 def select_time(at_keyframe: Tensor, at_step: Tensor, keyframe_mask: Tensor | None) -> Tensor:
@@ -120,13 +179,13 @@ def cogvideox_layer(
     temb_clean: Tensor | None,
     mask: Tensor | None,
     rotary: Rotary,
-    inject: Callable[[Tensor], Tensor],
+    inject: Inject,
 ) -> tuple[Tensor, Tensor]:
     """CogVideoXBlock.forward with the injection between the attention's residual and the feed-forward."""
     normed, normed_text, gate, text_gate = cogvideox_norm(block.norm1, video, text, temb, temb_clean, mask)
     out, text_out = block.attn1(hidden_states=normed, encoder_hidden_states=normed_text, image_rotary_emb=rotary)
     video, text = add_gated(video, gate, out), text + text_gate * text_out
-    video = inject(video)
+    video = inject(video, attention=block.attn1)
     normed, normed_text, gate, text_gate = cogvideox_norm(block.norm2, video, text, temb, temb_clean, mask)
     out = block.ff(torch.cat((normed_text, normed), dim=1))
     tokens = text.shape[1]
@@ -141,8 +200,8 @@ def cogvideox_prediction(
     text: Tensor,
     rotary: Rotary,
     keyframe_mask: Tensor | None,
-    inject: Inject,
-    recompute: bool,
+    inject: Sequence[Inject],
+    run: LayerRun,
 ) -> Tensor:
     """Latents [B, C_in, T, h, w], text [B, L, D] -> prediction [B, C_out, T, h, w]: the stock model's forward."""
     batch, _, frames, height, width = latents.shape
@@ -157,12 +216,10 @@ def cogvideox_prediction(
     temb_clean = None
     if keyframe_mask is not None:
         temb_clean = cogvideox_time(backbone, torch.zeros(1, dtype=torch.int64, device=latents.device), latents.dtype)
-    for index, block in enumerate(backbone.transformer_blocks):
-        attention = block.attn1
+    for block, control in zip(backbone.transformer_blocks, inject, strict=True):
         video, text = run_layer(
-            cogvideox_layer, block, video, text, temb, temb_clean, keyframe_mask, rotary,
-            lambda h, index=index, attention=attention: inject(index, h, attention),
-            recompute=recompute,
+            cogvideox_layer, block, video, text, temb, temb_clean, keyframe_mask, rotary, control,
+            run=run, units=(block,),
         )  # fmt: skip
 
     out = backbone.proj_out(backbone.norm_out(backbone.norm_final(video), temb=temb))  # [B, N, C * p * p]
@@ -199,7 +256,7 @@ def wan_layer(
     text: Tensor,
     modulation: Tensor,
     rotary: Rotary,
-    inject: Callable[[Tensor], Tensor],
+    inject: Inject,
 ) -> tuple[Tensor]:
     """WanTransformerBlock.forward with the injection between the text cross-attention and the feed-forward.
 
@@ -210,7 +267,7 @@ def wan_layer(
     normed = affine(block.norm1(video.float()), 1 + scale, shift).type_as(video)
     video = add_gated(video.float(), gate, block.attn1(normed, None, None, rotary)).type_as(video)
     video = video + block.attn2(block.norm2(video.float()).type_as(video), text, None, None)
-    video = inject(video)
+    video = inject(video, attention=block.attn1)
     normed = affine(block.norm3(video.float()), 1 + ffn_scale, ffn_shift).type_as(video)
     return (add_gated(video.float(), ffn_gate, block.ffn(normed).float()).type_as(video),)
 
@@ -223,8 +280,8 @@ def wan_prediction(
     text: Tensor,
     rotary: Rotary,
     keyframe_mask: Tensor | None,
-    inject: Inject,
-    recompute: bool,
+    inject: Sequence[Inject],
+    run: LayerRun,
 ) -> Tensor:
     """Latents [B, C_in, T, h, w], text [B, L, D] -> prediction [B, C_out, T, h, w]. WanTransformer3DModel.forward.
 
@@ -241,12 +298,9 @@ def wan_prediction(
     clean, step = (embedder.time_proj(embedder.act_fn(t)) for t in (temb_clean, temb))  # [1, 6D], [B, 6D]
     modulation = select_time(clean, step, keyframe_mask).unflatten(-1, (6, -1))  # [B, 1, 6, D] or [B, T, 1, 6, D]
     layout = (rotary[0][None, :, None], rotary[1][None, :, None])  # [1, N, 1, head]
-    for index, block in enumerate(backbone.blocks):
-        attention = block.attn1
+    for block, control in zip(backbone.blocks, inject, strict=True):
         (video,) = run_layer(
-            wan_layer, block, video, text, modulation, layout,
-            lambda h, index=index, attention=attention: inject(index, h, attention),
-            recompute=recompute,
+            wan_layer, block, video, text, modulation, layout, control, run=run, units=(block,)
         )  # fmt: skip
 
     table = backbone.scale_shift_table + select_time(temb_clean, temb, keyframe_mask)[..., None, :]

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from avlit.models.backbones import Rotary, Stock, run_layer
+from avlit.models.backbones import LayerRun, Rotary, Stock, run_layer
 from avlit.models.control_unit import Control
 from avlit.models.ltx2_backbone import (
     Conditions,
@@ -112,7 +112,7 @@ class BypassLTX2(nn.Module):
     streams, `video` and `audio`, once `add_bypass` has copied them from the backbone; they then change nothing until
     they are trained. A backbone whose parameters have `requires_grad` False stores nothing before the first hint, since
     nothing there has a gradient; after it, only what leads a gradient through a block to the hints before, not what its
-    weights' gradients would need. gradient_checkpointing: recompute each layer in the backward pass.
+    weights' gradients would need. layer_run: how each layer is run.
     """
 
     backbone: Stock
@@ -128,8 +128,18 @@ class BypassLTX2(nn.Module):
             self.backbone = build_ltx2(config)
         calm_ltx2(self.backbone)
         self.bypass = None
-        self.gradient_checkpointing = False
+        self.layer_run = LayerRun()
         self.rotary_of_shape: dict[tuple[object, ...], tuple[Rotary, Rotary]] = {}
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is sharded as one: blocks that few parameters lie between."""
+        streams = [] if self.bypass is None else self.bypass.values()
+        blocks = list(self.backbone.transformer_blocks)
+        for stream in streams:
+            assert isinstance(stream, BypassStream)
+            blocks += stream.blocks.values()
+        return blocks
 
     def add_bypass(self, *, seed: int = 0) -> None:
         """A new bypass, copied from the backbone as it is now: call it once the backbone has its trained weights.
@@ -204,7 +214,7 @@ class BypassLTX2(nn.Module):
         for layer, block in enumerate(self.backbone.transformer_blocks):
             tokens = run_layer(
                 bypass_layer, block, str(layer), video, audio, injections, *tokens,
-                recompute=self.gradient_checkpointing,
+                run=self.layer_run,
             )  # fmt: skip
         batch, channels = video_latents.shape[:2]
         velocity = ltx2_velocity(self.backbone, "video", video, tokens[0])  # [B, R + N, C]

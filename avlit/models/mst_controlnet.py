@@ -1,5 +1,6 @@
 """MTV's model: a stock video transformer with the MST-ControlNet's injection in every layer (MTV, sec. 4.2)."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlit.models.backbones import (
+    LayerRun,
     Rotary,
     Stock,
     cogvideox_prediction,
@@ -92,7 +94,7 @@ class MSTControlNet(nn.Module):
 
     backbone: the stock diffusers model, its keys under `backbone.`; control: track encoders and interaction blocks;
     injections: one for each layer. As built the output equals the stock backbone's, bit for bit.
-    gradient_checkpointing: recompute each layer in the backward pass.
+    layer_run: how each layer is run.
     """
 
     backbone: Stock
@@ -103,7 +105,7 @@ class MSTControlNet(nn.Module):
         self.config = config
         self.backbone = build_backbone(config)
         self.draw_control()
-        self.gradient_checkpointing = False
+        self.layer_run = LayerRun()
         self.rotary_of_shape: dict[tuple[int, int, int, torch.device], Rotary] = {}
 
     def draw_control(self) -> None:
@@ -113,6 +115,12 @@ class MSTControlNet(nn.Module):
         """
         self.control = MultiStreamControl(self.config)
         self.injections = nn.ModuleList(LayerInjection(self.config) for _ in range(self.config.num_layers))
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is sharded as one: blocks that few parameters lie between."""
+        blocks = self.backbone.blocks if self.config.variant == "wan" else self.backbone.transformer_blocks
+        return [*blocks, *self.injections, *self.control.blocks]
 
     def forward(
         self,
@@ -153,10 +161,7 @@ class MSTControlNet(nn.Module):
         rotary = self._rotary(frames, height, width, noisy_latents.device)
         space = rotary[0].shape[0] // frames
         first_frame = (rotary[0][:space], rotary[1][:space])
-
-        def inject(layer: int, video: Tensor, attention: Stock) -> Tensor:
-            return self.injections[layer](video, control, attention, first_frame)
-
+        inject = [partial(injection, control=control, rotary=first_frame) for injection in self.injections]
         return (wan_prediction if is_wan else cogvideox_prediction)(
             backbone,
             latents,
@@ -165,7 +170,7 @@ class MSTControlNet(nn.Module):
             rotary=rotary,
             keyframe_mask=keyframe_mask,
             inject=inject,
-            recompute=self.gradient_checkpointing,
+            run=self.layer_run,
         )
 
     def _rotary(self, frames: int, height: int, width: int, device: torch.device) -> Rotary:

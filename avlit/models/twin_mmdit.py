@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avlit.models.aligned_rope import aligned_rotary
-from avlit.models.backbones import Rotary, Stock, run_layer
+from avlit.models.backbones import LayerRun, Rotary, Stock, run_layer
 from avlit.models.joint_attention import Mode
 from avlit.models.mmdit_block import Branch, Meeting, dual_block, single_block
 from avlit.models.mmdit_branch import BranchText, build_adapters, build_branch, build_ends, enter_branch, seeded
@@ -32,7 +32,7 @@ class TwinMMDiT(nn.Module):
     backbone: the video branch, the stock diffusers model, its keys under `backbone.`; audio: the same model for audio
     latents, which have one place a frame; video_adapters, audio_adapters: the linear layers of fusion "cross_linear".
     In mode "separate" both velocities are the stock model's, bit for bit.
-    gradient_checkpointing: recompute each block in the backward pass.
+    layer_run: how each block is run.
     """
 
     backbone: Stock
@@ -55,7 +55,7 @@ class TwinMMDiT(nn.Module):
         with seeded(seed, "audio branch"), place:
             self.audio = build_branch(config, config.audio_channels, config.audio_channels, 1)
         self.draw_new(seed=seed)
-        self.gradient_checkpointing = False
+        self.layer_run = LayerRun()
         self.rotary_of_shape: dict[tuple[float | torch.device, ...], Rotary] = {}
 
     def draw_new(self, *, seed: int = 0) -> None:
@@ -66,6 +66,15 @@ class TwinMMDiT(nn.Module):
         with seeded(seed, "audio ends"):
             self.audio.x_embedder, self.audio.proj_out = build_ends(self.config, self.config.audio_channels)
             self.video_adapters, self.audio_adapters = build_adapters(self.config), build_adapters(self.config)
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is sharded as one: blocks that few parameters lie between."""
+        units: list[nn.Module] = []
+        for twin in (self.backbone, self.audio):
+            refiner = twin.context_embedder.token_refiner.refiner_blocks
+            units += [*twin.transformer_blocks, *twin.single_transformer_blocks, *refiner]
+        return units + [adapter for each in (self.video_adapters, self.audio_adapters) for adapter in each or ()]
 
     @property
     def num_joint_layers(self) -> int:
@@ -123,12 +132,14 @@ class TwinMMDiT(nn.Module):
             branches.append(branch)
             tokens += tuple(found)
 
-        meeting, recompute = Meeting(config.fusion, mode, observe), self.gradient_checkpointing
+        meeting, run = Meeting(config.fusion, mode, observe), self.layer_run
         for layer in range(config.num_layers):
-            tokens = run_layer(dual_block, layer, branches, meeting, *tokens, recompute=recompute)
+            units = [branch.twin.transformer_blocks[layer] for branch in branches]
+            tokens = run_layer(dual_block, layer, branches, meeting, *tokens, run=run, units=units)
         tokens = tuple(torch.cat(pair, dim=1) for pair in zip(tokens[::2], tokens[1::2], strict=True))
         for layer in range(config.num_layers, config.num_layers + config.num_single_layers):
-            tokens = run_layer(single_block, layer, branches, meeting, *tokens, recompute=recompute)
+            units = [branch.twin.single_transformer_blocks[layer - config.num_layers] for branch in branches]
+            tokens = run_layer(single_block, layer, branches, meeting, *tokens, run=run, units=units)
 
         outputs = [
             branch.twin.proj_out(branch.twin.norm_out(x[:, : branch.num_tokens], branch.temb))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlit.models.aligned_rope import aligned_rotary
-from avlit.models.backbones import Rotary, Stock, run_layer, wan_rotary
+from avlit.models.backbones import LayerRun, Rotary, Stock, run_layer, wan_rotary
 from avlit.models.joint_attention import Mode
 from avlit.models.pretrained import WeightsReport, load_backbone
 from avlit.models.sizes import TwinWanConfig
@@ -83,7 +83,7 @@ class TwinWan(nn.Module):
     backbone: the video twin, the stock diffusers model, its keys under `backbone.`; audio: the audio twin;
     video_references, audio_references: their second key and value sets; reference_embedding: what both read there.
     In mode "separate" the video velocity of a model as built is the stock model's, bit for bit.
-    gradient_checkpointing: recompute each block in the backward pass.
+    layer_run: how each block is run.
     """
 
     backbone: Stock
@@ -112,7 +112,7 @@ class TwinWan(nn.Module):
                 num_layers=config.num_layers,
             )
         self.draw_audio(seed=seed)
-        self.gradient_checkpointing = False
+        self.layer_run = LayerRun()
         self.rotary_of_shape: dict[tuple[float | torch.device, ...], Rotary] = {}
 
     def draw_audio(self, *, seed: int = 0) -> None:
@@ -127,6 +127,11 @@ class TwinWan(nn.Module):
             self.reference_embedding = nn.Linear(config.audio_channels, width)
             self.video_references = nn.ModuleList(ReferenceAttention(width) for _ in range(config.num_layers))
             self.audio_references = nn.ModuleList(ReferenceAttention(width) for _ in range(config.num_layers))
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """What is sharded as one: blocks that few parameters lie between."""
+        return [*self.backbone.blocks, *self.audio.blocks, *self.video_references, *self.audio_references]
 
     @property
     def num_joint_layers(self) -> int:
@@ -195,8 +200,9 @@ class TwinWan(nn.Module):
             streams.append(self._stream(self.audio, self.audio_references, text, audio_timestep, rotary, dtype))
             tokens += (self.audio.embed(audio_latents),)
         for layer in range(config.num_layers):
+            units = [stream.twin.blocks[layer] for stream in streams]
             tokens = run_layer(
-                twin_block, layer, streams, reference, mode, observe, *tokens, recompute=self.gradient_checkpointing
+                twin_block, layer, streams, reference, mode, observe, *tokens, run=self.layer_run, units=units
             )
 
         outputs = [project_out(stream, x) for stream, x in zip(streams, tokens, strict=True)]

@@ -77,7 +77,7 @@ def _optimizer() -> OptimizerConfig:
 
 def _train() -> TrainConfig:
     """50K steps of the joint stage (JoVA, 4.2); bf16 chosen."""
-    return TrainConfig(steps=50_000, precision="bf16", gradient_checkpointing=True)
+    return TrainConfig(steps=50_000)
 
 
 @dataclass

@@ -48,7 +48,6 @@ class JoVA(AVModule):
         )
         self.config = config
         self.mouthless_since: int | None = None  # step of training
-        model.gradient_checkpointing = config.train.gradient_checkpointing
 
     def freeze(self) -> None:
         """Leave trainable what `model.trainable` names: a branch, or both (JoVA, 4.2)."""

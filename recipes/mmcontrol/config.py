@@ -123,7 +123,7 @@ def _optimizer() -> OptimizerConfig:
 
 def _train() -> TrainConfig:
     """7,200 steps (MMControl, 4.1); bf16 as ltx-trainer."""
-    return TrainConfig(steps=7200, precision="bf16", gradient_checkpointing=True)
+    return TrainConfig(steps=7200)
 
 
 @dataclass

@@ -69,7 +69,6 @@ class MMControl(AVModule):
             model, optimizer=config.optimizer, steps=config.train.steps, seed=config.seed, start_step=start_step
         )
         self.config = config
-        model.gradient_checkpointing = config.train.gradient_checkpointing
         self.connectors = None  # beside the model, so that no checkpoint holds them
         if config.codecs.text == "gemma":
             self.connectors = load_text_connectors(Path(config.codecs.text_weights or ""), dtype=self._frozen_dtype)
@@ -78,7 +77,7 @@ class MMControl(AVModule):
 
     @property
     def _frozen_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
+        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
 
     def freeze(self) -> None:
         """Leave trainable what `model.trainable` names: the backbone alone, or the bypass alone (MMControl, 3.3)."""
@@ -295,7 +294,7 @@ class MMControl(AVModule):
             raise ValueError("keyframes: MMControl takes a reference image, depth and pose, and no given frames")
         video = batch.video_latents
         assert video is not None
-        control = self.control_of(batch, settings)
+        control = self.control_of(batch)
         scheduler = build_scheduler(
             settings.scheduler,
             ltx2_scheduler_config(num_tokens=video[0, 0].numel()),
@@ -307,14 +306,9 @@ class MMControl(AVModule):
             batch, start, control=control, scheduler=scheduler, seeds=seeds, settings=settings, on_step=on_step
         )
 
-    def control_of(self, batch: AVBatch, settings: SampleConfig) -> Control | None:
-        """All that a batch's clips are controlled by; of depth and pose, depth.
-
-        None without a bypass, and where both scales are 0: the backbone is then left alone, its tokens included, so
-        that a clip is the stock model's, bit for bit.
-        """
-        assert isinstance(settings, MMControlSample)
-        if not self.config.has_controls or settings.visual_scale == settings.acoustic_scale == 0:
+    def control_of(self, batch: AVBatch) -> Control | None:
+        """All that a batch's clips are controlled by; of depth and pose, depth. None: the backbone has no bypass."""
+        if not self.config.has_controls:
             return None
         has = _present(batch)
         return self._control(batch, Given(has.image, has.voice, has.depth, has.pose & ~has.depth))

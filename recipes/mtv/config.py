@@ -76,7 +76,7 @@ def _optimizer() -> OptimizerConfig:
 
 def _train() -> TrainConfig:
     """MTV, Section 4.3: 40K steps a stage; bf16 from the code."""
-    return TrainConfig(steps=40_000, precision="bf16", gradient_checkpointing=True)
+    return TrainConfig(steps=40_000)
 
 
 def _sample() -> SampleConfig:

@@ -46,7 +46,6 @@ class MTV(AVModule):
             model, optimizer=config.optimizer, steps=config.train.steps, seed=config.seed, start_step=start_step
         )
         self.config = config
-        model.gradient_checkpointing = config.train.gradient_checkpointing
         self.register_buffer("alphas_cumprod", cogvideox_alphas_cumprod(snr_shift=config.snr_shift), persistent=False)
 
     def freeze(self) -> None:

@@ -106,7 +106,7 @@ def _optimizer() -> OptimizerConfig:
 
 def _train() -> TrainConfig:
     """100K steps a stage (UniTalking, 5.1); bf16."""
-    return TrainConfig(steps=100_000, precision="bf16", gradient_checkpointing=True)
+    return TrainConfig(steps=100_000)
 
 
 @dataclass

@@ -42,7 +42,6 @@ class UniTalking(AVModule):
             model, optimizer=config.optimizer, steps=config.train.steps, seed=config.seed, start_step=start_step
         )
         self.config = config
-        model.gradient_checkpointing = config.train.gradient_checkpointing
 
     def freeze(self) -> None:
         """Leave trainable what `model.trainable` names (UniTalking, Section 4.5)."""
