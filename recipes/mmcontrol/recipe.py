@@ -294,7 +294,7 @@ class MMControl(AVModule):
             raise ValueError("keyframes: MMControl takes a reference image, depth and pose, and no given frames")
         video = batch.video_latents
         assert video is not None
-        control = self.control_of(batch)
+        control = self.control_of(batch, settings)
         scheduler = build_scheduler(
             settings.scheduler,
             ltx2_scheduler_config(num_tokens=video[0, 0].numel()),
@@ -306,9 +306,14 @@ class MMControl(AVModule):
             batch, start, control=control, scheduler=scheduler, seeds=seeds, settings=settings, on_step=on_step
         )
 
-    def control_of(self, batch: AVBatch) -> Control | None:
-        """All that a batch's clips are controlled by; of depth and pose, depth. None: the backbone has no bypass."""
-        if not self.config.has_controls:
+    def control_of(self, batch: AVBatch, settings: SampleConfig) -> Control | None:
+        """All that a batch's clips are controlled by; of depth and pose, depth.
+
+        None without a bypass, and where both scales are 0: the backbone is then left alone, its tokens included, so
+        that a clip is the stock model's, bit for bit.
+        """
+        assert isinstance(settings, MMControlSample)
+        if not self.config.has_controls or settings.visual_scale == settings.acoustic_scale == 0:
             return None
         has = _present(batch)
         return self._control(batch, Given(has.image, has.voice, has.depth, has.pose & ~has.depth))
