@@ -41,6 +41,11 @@ sample *words: setup
 inspect *words: setup
     @{{python}} -m avlit inspect "$@"
 
+# runs side by side, as a table and a page: run=A run=B … | run=last:3 | tag=KEY=VALUE | experiment=NAME
+[no-exit-message]
+compare *words: setup
+    @{{python}} -m avlit compare "$@"
+
 # raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER
 [no-exit-message]
 prepare *words: setup

@@ -14,6 +14,7 @@ COMMANDS = {
     "resume": "go on with a run exactly where it was stopped or killed: run=last|ID|FOLDER [KEY=VALUE …]",
     "sample": "make clips from a run: run=last [prompt=… speech=a.wav image.0=a.png out=a.mp4 | jobs=FILE out=FOLDER]",
     "inspect": "what a model does, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=…]",
+    "compare": "runs side by side, as a table and a page: run=A run=B … | run=last:3 | tag=KEY=VALUE | experiment=NAME",
     "prepare": "raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER",
     "recipes": "list the recipes, one line each",
     "config": "print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]",

@@ -1,0 +1,245 @@
+"""What came out: each metric of each setting with its spread over seeds, and which setting is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from statistics import mean, stdev
+from typing import Literal, cast
+
+import numpy as np
+
+from avlit.comparison.differences import Difference, Differences, setting_of
+from avlit.comparison.subject import Subject
+from avlit.paper_table import load_table, table_paths
+from avlit.tracking.history import Curve
+
+Better = Literal["higher", "lower", "none"]
+
+ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "none": ""}
+CLEAR = 2.0
+"""A difference of so many standard deviations over seeds is called clear."""
+TAIL = 0.1
+"""Training losses are means over this last part of the steps: single log points are noise."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs of one setting that differ in the seed. number: its place and colour on the page."""
+
+    number: int
+    subjects: tuple[Subject, ...]
+    about: str
+
+    @property
+    def letters(self) -> str:
+        return " ".join(each.letter for each in self.subjects)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(each.seed for each in self.subjects)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one run. step: where it was measured, None where only the last value is kept."""
+
+    letter: str
+    seed: int
+    value: float
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of one variant; values: of the runs that have it."""
+
+    values: tuple[Value, ...]
+
+    @property
+    def finite(self) -> list[float]:
+        return [each.value for each in self.values if math.isfinite(each.value)]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.finite) if self.finite else math.nan
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds, None of fewer than two."""
+        return stdev(self.finite) if len(self.finite) > 1 else None
+
+    def __str__(self) -> str:
+        if not self.values:
+            return "not measured"
+        if not self.finite:
+            return "not finite"
+        return number(self.mean) + ("" if self.spread is None else f" ± {number(self.spread, digits=2)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric over all variants. best: number of the best variant, None where that is no question."""
+
+    name: str
+    better: Better
+    cells: tuple[Cell, ...]
+    best: int | None
+
+    @property
+    def is_main(self) -> bool:
+        """Not of one noise level, subset or task alone."""
+        return self.group == ""
+
+    @property
+    def group(self) -> str:
+        """`noise`, `subset`, `task`, or "" for the whole."""
+        parts = self.name.split("/")
+        return next((part for part in ("noise", "subset", "task") if part in parts[1:-1]), "")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Where its values were measured."""
+        found = {each.step for cell in self.cells for each in cell.values if each.step is not None}
+        return tuple(sorted(found))
+
+
+def find_variants(subjects: Sequence[Subject], differences: Differences) -> tuple[Variant, ...]:
+    """The settings that were trained, in the order of the runs."""
+    groups: dict[str, list[int]] = {}
+    for index, subject in enumerate(subjects):
+        key = setting_of(subject)
+        taken = {subjects[i].seed for i in groups.get(key, [])}
+        # The same setting and seed again is a run of its own: it shows what one seed varies by.
+        groups.setdefault(f"{key}#{index}" if subject.seed in taken else key, []).append(index)
+    telling = [row for row in differences.config if row.name != "seed"]
+    return tuple(
+        Variant(place, tuple(subjects[i] for i in members), _about(telling, members[0], subjects[members[0]]))
+        for place, members in enumerate(groups.values())
+    )
+
+
+def _about(rows: Sequence[Difference], index: int, subject: Subject) -> str:
+    """The keys in which a variant differs from others, with its values; its name where it differs in none."""
+    if any(row.name == "recipe" for row in rows):
+        return str(subject.config.get("recipe", subject.name))
+    words = [f"{row.name}={row.values[index]}" for row in rows]
+    return ", ".join(words[:2]) + (", …" if len(words) > 2 else "") if words else subject.name
+
+
+def measure(subjects: Sequence[Subject], variants: Sequence[Variant], *, judges_losses: bool) -> tuple[Row, ...]:
+    """A row for each metric: held-out ones at the last step that all compared runs have reached, training ones as means
+    over the last tenth of the steps up to there, main ones first.
+
+    judges_losses: False where the values of losses cannot be compared; no best is then named for them.
+    """
+    rows = []
+    for name in _names(subjects):
+        limit = common_step(subjects, name)
+        cells = tuple(
+            Cell(tuple(value for each in variant.subjects if (value := value_of(each, name, limit))))
+            for variant in variants
+        )
+        better = better_of(name)
+        is_judged = better != "none" and (judges_losses or "/loss/" not in name)
+        rows.append(Row(name, better, cells, _best(cells, better) if is_judged else None))
+    return tuple(sorted(rows, key=lambda row: (not row.is_main, not row.name.startswith("val/"), "/loss/" in row.name)))
+
+
+def common_step(subjects: Sequence[Subject], name: str) -> float:
+    """Up to where a metric is compared: a run that is not finished has to be met where it is."""
+    unfinished = [each for each in subjects if not each.is_finished and name in each.curves]
+    return min((float(each.curves[name].steps[-1]) for each in unfinished), default=math.inf)
+
+
+def value_of(subject: Subject, name: str, limit: float = math.inf) -> Value | None:
+    """A metric of a run, not after the step `limit`; None where it was not measured by then."""
+    curve = subject.curves.get(name)
+    if curve is None:
+        value = subject.measured.get(name)
+        return None if value is None else Value(subject.letter, subject.seed, value, None)
+    if name.startswith("val/"):
+        point = curve.at(limit)
+        return None if point is None else Value(subject.letter, subject.seed, point[1], point[0])
+    return _mean_of_tail(subject, curve, limit)
+
+
+def _mean_of_tail(subject: Subject, curve: Curve, limit: float) -> Value | None:
+    until = curve.steps <= limit
+    if not until.any():
+        return None
+    last = int(curve.steps[until][-1])
+    values = curve.values[until & (curve.steps > last * (1 - TAIL))]
+    finite = values[np.isfinite(values)]
+    return Value(subject.letter, subject.seed, float(finite.mean()) if len(finite) else math.nan, last)
+
+
+def better_of(name: str) -> Better:
+    """Which way a metric is better: a loss lower, others as the papers' tables say."""
+    if "/loss/" in name:
+        return "lower"
+    return directions().get(name.removeprefix("val/"), "none")
+
+
+@cache
+def directions() -> dict[str, Better]:
+    """Metric -> which way is better, of all metrics in the tables under `recipes/`."""
+    return {metric.name: cast(Better, metric.better) for key in table_paths() for metric in load_table(key).metrics}
+
+
+def _names(subjects: Sequence[Subject]) -> list[str]:
+    """The metrics that say how good a run is, of any run."""
+    names = dict.fromkeys(name for each in subjects for name in (*each.measured, *each.curves))
+    return [name for name in names if not name.startswith(("data/", "throughput/")) and name not in NOT_RESULTS]
+
+
+NOT_RESULTS = ("train/lr", "train/skipped_updates", "train/grad_norm")
+"""Metrics that are curves to watch, not results."""
+
+
+def _best(cells: Sequence[Cell], better: Better) -> int | None:
+    means = {index: cell.mean for index, cell in enumerate(cells) if cell.finite}
+    if len(means) < 2 or len(set(means.values())) < 2:
+        return None
+    return max(means, key=means.__getitem__) if better == "higher" else min(means, key=means.__getitem__)
+
+
+def verdict(row: Row, variants: Sequence[Variant]) -> tuple[str, bool] | None:
+    """In words which variant is best and by how much, and whether that is clear; None where nothing is judged."""
+    if row.best is None:
+        return None
+    best = row.cells[row.best]
+    others = [index for index, cell in enumerate(row.cells) if index != row.best and cell.finite]
+    second = min(others, key=lambda index: abs(row.cells[index].mean - best.mean))
+    other = row.cells[second]
+    gap = abs(best.mean - other.mean)
+    share = f" ({gap / abs(other.mean):.1%} {row.better})" if other.mean else ""
+    text = (
+        f"{row.name}: {variants[row.best].about} is best, {number(best.mean)} against {number(other.mean)} of "
+        f"{variants[second].about}{share}"
+    )
+    if best.spread is None or other.spread is None:
+        return f"{text}. With one seed of a setting, how much of that is chance is not known", False
+    spread = math.sqrt((best.spread**2 + other.spread**2) / 2)
+    text += f". Seeds of one setting differ by ± {number(spread, digits=2)}{_agreement(best, other, row.better)}"
+    is_clear = gap > CLEAR * spread
+    return f"{text}: {'clear' if is_clear else 'not clear'}", is_clear
+
+
+def _agreement(best: Cell, other: Cell, better: Better) -> str:
+    """With how many of the shared seeds the better variant is better."""
+    first, second = ({each.seed: each.value for each in cell.values} for cell in (best, other))
+    shared = sorted(first.keys() & second.keys())
+    if not shared:
+        return ""
+    won = sum((first[seed] > second[seed]) == (better == "higher") for seed in shared)
+    return f", and it is better with {won} of {len(shared)} seeds"
+
+
+def number(value: float, *, digits: int = 4) -> str:
+    """So many significant digits, without an exponent where it reads well."""
+    if not math.isfinite(value) or value == 0 or abs(value) >= 10**digits:
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.1e}"
