@@ -355,6 +355,7 @@ def test_given_frames_are_refused() -> None:
     ("recipe", "word", "message"),
     [
         ("mmcontrol", "tasks.audio=0", r"reference_tokens=32: with tasks\.audio=0 no voice is read; set it to 0"),
+        ("mmcontrol", "tasks.audio=0 dropout.acoustic=0.3", r"dropout\.acoustic=0\.3: has no effect while"),
         ("mmcontrol", "reference_tokens=0", r"reference_tokens=0: with tasks\.audio=1 a voice is read"),
         ("mmcontrol", "tasks.depth=0.1234567", r"tasks: .*use weights with fewer digits"),
         ("mmcontrol", "sample.sync_clips=4", r"sample\.sync_clips=4: lip sync is measured with a first frame given"),
@@ -367,7 +368,7 @@ def test_given_frames_are_refused() -> None:
 )
 def test_what_does_not_fit_a_stage_is_refused(recipe: str, word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config([f"recipe={recipe}", *SMALL, word])
+        load_config([f"recipe={recipe}", *SMALL, *word.split()])
 
 
 def test_a_stage_reads_and_accepts_what_its_tasks_are_controlled_by() -> None:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from avlit.__main__ import USER_MISTAKE
 from avlit.__main__ import main as avlit
+from avlit.adapter_config import AdapterConfig
+from avlit.adapters import adapter_layers, inject
 from avlit.checkpoints import CheckpointState, load_checkpoint, save_checkpoint
 from avlit.codecs.ltx2_video import LTX2Upsampler, LTX2VideoCodec
 from avlit.commands.abilities import Abilities
@@ -208,6 +210,25 @@ def test_the_lora_is_gone_after_an_interruption_too(plain: MMControl, lora: Path
         with pytest.raises(KeyboardInterrupt), distilled(plain.model.backbone, tensors):
             raise KeyboardInterrupt
     assert torch.equal(velocity(plain, call), stock)
+
+
+def test_an_adapter_of_the_run_stays_when_the_lora_goes(
+    ltx2_folder: Path, both: Generator, lora: Path, call: dict[str, Any]
+) -> None:
+    module = module_of(config_of(ltx2_folder, "sample.stages=both", f"sample.distilled_lora={lora}"))
+    stock = velocity(module, call)
+    names = [f"backbone.transformer_blocks.{layer}.attn1.{name}" for layer in (0, 1) for name in ("to_q", "to_v")]
+    inject(module.model, names, AdapterConfig(kind="lora", rank=2), seed=0)
+    for layer in adapter_layers(module.model).values():
+        torch.nn.init.ones_(layer.lora_B["default"].weight)  # pyright: ignore[reportArgumentType]
+    adapted = velocity(module, call)
+    assert not torch.allclose(adapted, stock, atol=1e-3)
+    build_refiner(module.config, module, both.encoders)
+    merged_in = velocity(module, call)
+    torch.testing.assert_close(merged_in, adapted, rtol=1e-3, atol=1e-4)
+    with distilled(module.model.backbone, read_lora(module.model.backbone, lora)):
+        assert not torch.allclose(velocity(module, call), adapted, atol=1e-3)
+    assert torch.equal(velocity(module, call), merged_in)
 
 
 def test_a_lora_of_a_part_of_the_layers_and_in_diffusers_keys_is_taken(plain: MMControl, lora: Path, tmp_path: Path):

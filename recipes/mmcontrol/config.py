@@ -205,6 +205,11 @@ class MMControlConfig(Config):
             turn_block(tasks)
         except ValueError as error:
             raise ValueError(f"tasks: {error}") from error
+        if "audio" not in tasks and self.dropout.acoustic != DropoutConfig.acoustic:
+            raise ValueError(
+                f"dropout.acoustic={self.dropout.acoustic:g}: has no effect while tasks.audio=0, as no clip has a "
+                "voice; leave it out, or give tasks.audio a weight"
+            )
         if bool(self.reference_tokens) != ("audio" in tasks):
             raise ValueError(
                 f"reference_tokens={self.reference_tokens}: with tasks.audio={self.tasks.audio:g} "

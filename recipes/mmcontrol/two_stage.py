@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from avlit.adapters import merge
 from avlit.batch import AVBatch
 from avlit.codecs.ltx2_video import LTX2Upsampler, LTX2VideoCodec
 from avlit.config import SampleConfig
@@ -103,12 +104,16 @@ class Refiner:
 
 
 def build_refiner(module: MMControl, encoders: Encoders) -> Refiner:
-    """The second stage that the module's config describes; UserError for files that are not what it needs."""
+    """The second stage that the module's config describes; UserError for files that are not what it needs.
+
+    An adapter of the run's own is merged into the backbone's weights, in which the LoRA comes and goes.
+    """
     settings, codecs, codec = module.config.sample, module.config.codecs, encoders.video
     assert isinstance(codec, LTX2VideoCodec) and settings.distilled_lora is not None  # MMControlConfig.check
     key, folder = UPSAMPLER, settings.upsampler_weights
     if folder is None:
         key, folder = "codecs.video_weights", codecs.video_weights
+    merge(module.model.backbone)
     upsample = LTX2Upsampler(Path(folder or ""), codec, key=key, device=str(module.device))
     return Refiner(module, upsample=upsample, lora=read_lora(module.model.backbone, Path(settings.distilled_lora)))
 
