@@ -7,7 +7,7 @@ Torch-free, so that a wrong word is answered at once. There is no registry: `rec
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ DIRECTIONS = ("higher", "lower", "none")
 
 OF_UNITS = ("recipe", "seed", "init", "run_name", "runs_dir")
 """Words that the table settles for every run."""
+
+NUM_CLIPS = 64
+"""Held-out clips that are sampled for each row, where a table says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Published:
 class Unit:
     """One training run: what it is called, its words (recipe and seed among them) and the unit it starts from, if any.
 
-    row: the row of the table that it is measured for; None for what rows share.
+    row: the row of the table that it is measured for; None for what rows share. is_measured: whether it is what rows
+    are measured on: a row's own run, or the one run of a seed where rows differ in sampling alone.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Unit:
     row: str | None
     words: tuple[str, ...]
     needs: str | None = None
+    is_measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,9 @@ class PaperTable:
     """A table: rows of words for `stage`, trained from the `shared` stages, each of which starts from the one before.
 
     shared: stage -> those keys of a row that hold for it too (most often none, and then all rows start from one run).
-    rows: label -> key -> value, in the paper's order.
+    rows: label -> key -> value, in the paper's order. given: label -> the controls that clips are sampled with, in a
+    table whose rows differ in sampling alone (keys `sample.*`), and all of a seed are one run; empty in others. clips:
+    held-out clips that are sampled for each row unless the command says how many.
     """
 
     key: str
@@ -84,11 +91,18 @@ class PaperTable:
     quick: Extent
     metrics: tuple[Metric, ...]
     published: tuple[Published, ...]
+    given: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    clips: int = NUM_CLIPS
 
     @property
     def stages(self) -> tuple[str, ...]:
         """All stages, those that are shared first."""
         return (*self.shared, self.stage)
+
+    @property
+    def least_clips(self) -> int:
+        """Clips that it takes for one to be compared with others, or to have the controls of two others."""
+        return 3 if self.given else 2
 
     def units(self, extent: Extent, words: Sequence[str] = ()) -> list[Unit]:
         """The runs in the order of training: seed by seed, each after the one that it needs.
@@ -100,7 +114,7 @@ class PaperTable:
         units: dict[str, Unit] = {}
         for seed in extent.seeds:
             for row in extent.rows:
-                before, held = (), {}
+                before, held = (None,), {}
                 for stage, keys in self.shared.items():
                     own = {key: value for key, value in self.rows[row].items() if key in keys}
                     held |= own
@@ -108,11 +122,11 @@ class PaperTable:
                     words_of_unit = self._words(stage, seed, extent, own, given)
                     units.setdefault(name, Unit(name, stage, seed, None, words_of_unit, *before))
                     before = (name,)
-                name = f"{row}, seed {seed}"
-                units[name] = Unit(
-                    name, self.stage, seed, row, self._words(self.stage, seed, extent, self.rows[row], given), *before
-                )
-        return sorted(units.values(), key=lambda unit: (extent.seeds.index(unit.seed), unit.row is not None))
+                own, label = (self.rows[row], row) if not self.given else ({}, None)
+                name = f"{label or self.stage}, seed {seed}"
+                words_of_unit = self._words(self.stage, seed, extent, own, given)
+                units[name] = Unit(name, self.stage, seed, label, words_of_unit, *before, is_measured=True)
+        return sorted(units.values(), key=lambda unit: (extent.seeds.index(unit.seed), unit.is_measured))
 
     def _given(self, words: Sequence[str]) -> dict[str, dict[str, str]]:
         """Stage -> key -> value of the words; those of one stage alone win."""
@@ -159,7 +173,10 @@ class _Reading:
     recipes: Sequence[str]
 
     def table(self, key: str) -> PaperTable:
-        known = ("about", "paper", "shared", "stage", "rows", "seeds", "words", "quick", "metrics", "published")
+        known = (
+            "about", "paper", "shared", "stage", "rows", "given", "seeds", "clips", "words", "quick", "metrics",
+            "published",
+        )  # fmt: skip
         self._known(self.values, known, "")
         rows = {str(row): self._pairs(own, f"rows.{row}") for row, own in self._mapping("rows").items()}
         shared = {str(stage): tuple(keys or ()) for stage, keys in self._mapping("shared").items()}
@@ -192,7 +209,28 @@ class _Reading:
             quick=Extent(quick_rows, seeds, merged),
             metrics=metrics,
             published=published,
+            given=self._given(rows),
+            clips=self._clips(),
         )
+
+    def _given(self, rows: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+        """What clips of each row are sampled with; every row has such a list, or none has."""
+        if "given" not in self.values:
+            return {}
+        given = self._mapping("given")
+        self._known(given, tuple(rows), "given.")
+        for row, own in rows.items():
+            if not isinstance(given.get(row), list):
+                self._refuse(f"given.{row}", "must be a list of controls, for example [reference_image]")
+            if trained := [key for key in own if not key.startswith("sample.")]:
+                self._refuse(f"rows.{row}.{trained[0]}", "rows with `given` differ in keys of `sample.` alone")
+        return {str(row): tuple(map(str, given[row])) for row in rows}
+
+    def _clips(self) -> int:
+        clips = self.values.get("clips", NUM_CLIPS)
+        if type(clips) is not int or clips < 3:
+            self._refuse("clips", f"{clips!r} must be a whole number of at least 3")
+        return clips
 
     def _metric(self, name: str, values: Any, published: Sequence[Published]) -> Metric:
         place = f"metrics.{name}"

@@ -119,11 +119,16 @@ def test_every_run_of_every_table_has_a_config_and_rows_differ_in_their_words_al
         units = table.units(extent)
         for unit in units:
             assert load_config(list(unit.words)).seed == unit.seed
-        rows = [unit for unit in units if unit.row is not None and unit.seed == extent.seeds[0]]
+        rows = [unit for unit in units if unit.is_measured and unit.seed == extent.seeds[0]]
+        assert [unit.row for unit in rows] == ([None] if table.given else list(extent.rows))
         keys = {key for row in table.rows.values() for key in row}
         rest = {tuple(word for word in unit.words if word.partition("=")[0] not in keys) for unit in rows}
         assert len(rest) == 1
-    assert {each.name for each in table.metrics} >= {"lip_sync", "words", "picture_psnr"}
+        for row in extent.rows if table.given else ():
+            config = load_config([*rows[0].words, *(f"{key}={value}" for key, value in table.rows[row].items())])
+            assert set(table.given[row]) <= set(config.accepts)
+    sampled = {"identity", "pitch_error", "depth_error"} if table.given else {"lip_sync", "words", "picture_psnr"}
+    assert {each.name for each in table.metrics} >= sampled
 
 
 @pytest.mark.skipif(not PAPER.is_file(), reason="the paper's text is not there")
@@ -150,3 +155,52 @@ def test_published_numbers_are_those_of_the_paper(key: str, heading: str, labels
     said = {row[0]: row[1:] for row in rows if row[0] in labels}
     for label, row in labels.items():
         assert [each.values[row] for each in table.published] == [float(number) for number in said[label]]
+
+
+SAMPLED = """
+about: "Scales"
+paper: "A, Figure 1"
+shared: {one_first: []}
+stage: one_last
+rows:
+  without: {sample.scale: 0}
+  with: {sample.scale: 1}
+given: {without: [voice], with: [voice, depth]}
+clips: 8
+seeds: [0, 1]
+quick: {seeds: [0]}
+metrics:
+  identity: {better: higher}
+published: {}
+"""
+
+
+def test_rows_that_differ_in_sampling_alone_are_one_run_of_a_seed(tmp_path: Path):
+    table = load_table("one_depth", make_root(tmp_path, SAMPLED))
+    assert table.given == {"without": ("voice",), "with": ("voice", "depth")} and table.clips == 8
+    units = table.units(table.full, ["one_last.train.steps=3"])
+    assert [(unit.name, unit.row, unit.needs, unit.is_measured) for unit in units] == [
+        ("one_first, seed 0", None, None, False),
+        ("one_last, seed 0", None, "one_first, seed 0", True),
+        ("one_first, seed 1", None, None, False),
+        ("one_last, seed 1", None, "one_first, seed 1", True),
+    ]
+    assert units[1].words == ("recipe=one_last", "seed=0", "train.steps=3")
+    with pytest.raises(ConfigError, match=r"sample.scale=2: is what the rows of table=one_depth differ in \(without"):
+        table.units(table.full, ["sample.scale=2"])
+
+
+@pytest.mark.parametrize(
+    ("line", "other", "message"),
+    [
+        ("sample.scale: 1}", "model.a: 1}", "rows.with.model.a: rows with `given` differ in keys of `sample.` alone"),
+        ("with: [voice, depth]}", "}", "given.with: must be a list of controls"),
+        ("with: [voice, depth]}", "with: voice}", "given.with: must be a list of controls"),
+        ("with: [voice, depth]}", "both: [voice]}", "given.both: is not one of without, with"),
+        ("clips: 8", "clips: 2", "clips: 2 must be a whole number of at least 3"),
+        ("clips: 8", "clips: many", "clips: 'many' must be a whole number of at least 3"),
+    ],
+)
+def test_a_table_whose_rows_are_sampled_says_what_is_wrong_with_it(tmp_path: Path, line: str, other: str, message: str):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_table("one_depth", make_root(tmp_path, SAMPLED.replace(line, other)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -20,9 +20,10 @@ from avlit.settings import read_words
 from avlit.table_report import TableReport
 
 if TYPE_CHECKING:  # a wrong word must not wait for torch
+    from avlit.metrics.picture_judge import PictureJudge
     from avlit.tracking import Tracker
 
-PLAN, MEASURED = "reproduce.json", "measured"
+PLAN, MEASURED, GRID = "reproduce.json", "measured", "grid-seed-{seed}.png"
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,14 @@ def main(words: Sequence[str]) -> int:
     allow_change, at_once = read_allow_change(given), read_count(given, "jobs", "1")
     whole = table.quick if is_quick else table.full
     seeds = read_seeds(given.pop("seeds", ",".join(map(str, whole.seeds))))
-    clips, runs_dir = read_count(given, "clips", "64"), Path(given.pop("runs_dir", Config.runs_dir))
-    if clips < 2:
-        raise ConfigError(f"clips={clips}: must be at least 2, as each is compared with the others' sound")
+    clips, runs_dir = read_count(given, "clips", str(table.clips)), Path(given.pop("runs_dir", Config.runs_dir))
+    if clips < table.least_clips:
+        others = "has controls of two others" if table.given else "is compared with the others' sound"
+        raise ConfigError(f"clips={clips}: must be at least {table.least_clips}, as each {others}")
     plan = Plan(table.key, is_quick, seeds, clips, tuple(f"{key}={value}" for key, value in given.items()))
     units = plan.units()
     configs = [unit_config(unit, runs_dir=runs_dir) for unit in units]  # all, before the first trains
+    refuse_unread_controls(plan, configs[-1])
     if not is_new and (parent := newest_of(runs_dir, plan)):
         print(f"Goes on with run {parent.id}; new=true would start the table anew")
         return train_table(parent, plan, at_once=at_once, is_resumed=True, allow_change=allow_change)
@@ -111,6 +114,18 @@ def resume_table(parent: Run, words: Sequence[str], *, allow_change: bool = Fals
             "`just reproduce`"
         )
     return train_table(parent, Plan.read(parent), at_once=1, is_resumed=True, allow_change=allow_change)
+
+
+def refuse_unread_controls(plan: Plan, config: Config) -> None:
+    """ConfigError where a row's clips are given a control that its runs would not be trained with."""
+    table, extent = plan.extent()
+    for row in extent.rows:
+        for control in table.given.get(row, ()):
+            if control not in config.accepts:
+                raise ConfigError(
+                    f"table={table.key}: row {row} gives {control}, and with these words {config.recipe} takes "
+                    f"{', '.join(config.accepts)} alone; leave out the word that excludes it"
+                )
 
 
 def newest_of(runs_dir: Path, plan: Plan) -> Run | None:
@@ -166,24 +181,53 @@ def train_table(parent: Run, plan: Plan, *, at_once: int, is_resumed: bool, allo
 def measure(parent: Run, plan: Plan) -> dict[str, dict[int, dict[str, float]]]:
     """Row -> seed -> metrics of its run; measured once, and read where they were."""
     from avlit.commands.callback_set import read_metrics, write_metrics
-    from avlit.commands.corpus_judge import corpus_judge
+    from avlit.commands.control_study import TRUE_CLIPS
+    from avlit.commands.corpus_judge import corpus_judge, corpus_picture_judge
     from avlit.commands.table_metrics import measure_run
 
-    judge, runs = cache(corpus_judge), begun(parent)
-    units = [unit for unit in plan.units() if unit.row is not None]
-    paths = {unit: parent.path / MEASURED / f"{runs[unit.name].id}-{plan.clips}-clips.json" for unit in units}
-    left = [unit for unit in units if not paths[unit].exists()]
+    extent = plan.extent()[1]
+    judge, picture_judge, runs = cache(corpus_judge), cache(corpus_picture_judge), begun(parent)
+    units = [unit for unit in plan.units() if unit.is_measured]
+    rows = {unit: [unit.row] if unit.row is not None else [*extent.rows, TRUE_CLIPS] for unit in units}
+    paths = {(unit, row): measured_path(parent, runs[unit.name], row, plan) for unit in units for row in rows[unit]}
+    left = [unit for unit in units if not all(paths[unit, row].exists() for row in rows[unit])]
     began = time.monotonic()
     for number, unit in enumerate(left):
         seconds = (time.monotonic() - began) / number * (len(left) - number) if number else None
         remaining = "" if seconds is None else f", about {seconds / 60:.1f} min left"
         print(f"Measures {unit.name} ({number + 1} of {len(left)}){remaining}", flush=True)
-        write_metrics(paths[unit], measure_run(runs[unit.name], judge=judge, num_clips=plan.clips))
+        if unit.row is not None:
+            found = {unit.row: measure_run(runs[unit.name], judge=judge, num_clips=plan.clips)}
+        else:
+            found = measure_sampled_rows(parent, runs[unit.name], plan, unit, judge=picture_judge)
+        for row, metrics in found.items():
+            write_metrics(paths[unit, row], metrics)
     results: dict[str, dict[int, dict[str, float]]] = {}
-    for unit in units:
-        assert unit.row is not None
-        results.setdefault(unit.row, {})[unit.seed] = read_metrics(paths[unit]) or {}
+    for (unit, row), path in paths.items():
+        results.setdefault(row, {})[unit.seed] = read_metrics(path) or {}
     return results
+
+
+def measured_path(parent: Run, run: Run, row: str, plan: Plan) -> Path:
+    """Where a row's metrics of a run are kept."""
+    table, extent = plan.extent()
+    place = f"-{extent.rows.index(row) if row in extent.rows else 'true'}" if table.given else ""
+    return parent.path / MEASURED / f"{run.id}{place}-{plan.clips}-clips.json"
+
+
+def measure_sampled_rows(
+    parent: Run, run: Run, plan: Plan, unit: Unit, *, judge: Callable[[], PictureJudge]
+) -> dict[str, dict[str, float]]:
+    """Metrics of all rows of a table whose rows differ in sampling alone, of one seed's run, and its grid."""
+    from avlit.commands.control_study import Row, measure_controls
+
+    table, extent = plan.extent()
+    rows = {
+        row: Row(tuple(f"{key}={value}" for key, value in table.rows[row].items()), table.given[row])
+        for row in extent.rows
+    }
+    grid = parent.path / GRID.format(seed=unit.seed)
+    return measure_controls(run, rows, judge=judge, num_clips=plan.clips, grid=grid)
 
 
 def report(parent: Run, plan: Plan, results: dict[str, dict[int, dict[str, float]]], tracker: Tracker) -> None:
@@ -194,16 +238,30 @@ def report(parent: Run, plan: Plan, results: dict[str, dict[int, dict[str, float
         f"{config.recipe} at size {config.size}, {config.train.steps} steps, "
         f"{'seed' if len(extent.seeds) == 1 else 'seeds'} {', '.join(map(str, extent.seeds))}; "
         f"of {plan.clips} held-out clips those with one speaker are sampled for each run. ± is the standard deviation "
-        "over seeds. The paper's "
-        "numbers are of its own data, model and metrics: directions can be compared, values cannot."
+        "over seeds."
     )
+    if table.published:
+        note += (
+            " The paper's numbers are of its own data, model and metrics: directions can be compared, values cannot."
+        )
+    if table.given:
+        note += f" Of the true clips the same judges say: {true_values(table, results)}."
     made = TableReport(table, extent.rows, results, note)
-    for path in made.write(parent.path):
+    grids = [path for seed in extent.seeds if (path := parent.path / GRID.format(seed=seed)).exists()]
+    for path in (*made.write(parent.path), *grids):
         tracker.log_artifact(path)
     for row, seeds in results.items():
         for seed, metrics in seeds.items():
             tracker.log_metrics({f"{name_of(row)}/{name}": value for name, value in metrics.items()}, seed)
-    print(f"\n{made.markdown()}\n{parent.path / 'table.png'}")
+    print("", made.markdown(), *map(str, (parent.path / "table.png", *grids)), sep="\n")
+
+
+def true_values(table: PaperTable, results: dict[str, dict[int, dict[str, float]]]) -> str:
+    """What the metrics of a table whose rows are sampled are for the true clips, in words."""
+    from avlit.commands.control_study import TRUE_CLIPS
+
+    values = next(iter(results[TRUE_CLIPS].values()))  # they are the same clips for all seeds
+    return ", ".join(f"{each.name} {values[each.name]:.3f}" for each in table.metrics if each.name in values)
 
 
 def name_of(row: str) -> str:
