@@ -77,6 +77,10 @@ class Comparison:
     def cautions(self) -> list[str]:
         """What to know before values are compared."""
         lines = [f"{reason} Losses are shown, and none is called better." for reason in self.differences.cautions]
+        if len(self.variants) == 1:
+            lines.append(
+                "All runs are one setting with other seeds: there is nothing to choose, but the spread to see."
+            )
         for each in self.subjects:
             if each.history is None or not each.curves:
                 lines.append(f"{each.letter} ({each.run.id}) has logged nothing: it has no curves and no metrics.")

@@ -9,10 +9,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from avlit.comparison.subject import Subject
+from avlit.comparison.subject import Subject, config_of
 from avlit.errors import UserError
 from avlit.runs import find_run
-from avlit.settings import as_word, flatten, read_yaml
+from avlit.settings import as_word
 
 PLACES = (
     "about", "order", "run_name", "runs_dir", "init", "data.root", "data.cache_dir", "codecs.*_weights",
@@ -95,24 +95,29 @@ def find_differences(subjects: Sequence[Subject]) -> Differences:
     )
 
 
-def setting_of(subject: Subject) -> str:
-    """A text that two runs share that are the same setting with other seeds, back to the weights they begin with."""
+def setting_of(subject: Subject, known: dict[str, str]) -> str:
+    """A text that two runs share that are the same setting with other seeds, back to the weights they begin with.
+
+    known: run id -> the text of how it began, of runs that were looked up before; added to.
+    """
     made = subject.provenance
     code = made.code if made else {}
-    begun_from = _beginning(subject.run.path.parent, subject.record.init_run)
+    begun_from = _beginning(subject.run.path.parent, subject.record.init_run, known)
     return json.dumps([_without_seed(subject.config), code, made.data if made else {}, begun_from])
 
 
-def _beginning(runs_dir: Path, run_id: str | None) -> str:
+def _beginning(runs_dir: Path, run_id: str | None, known: dict[str, str]) -> str:
     """The settings of the runs whose weights a run begins with; a run that is gone stands for itself."""
     if run_id is None:
         return ""
-    try:
-        run = find_run(runs_dir, run_id)
-        config = flatten(read_yaml(run.read_config(), str(run.config_path)))
-    except UserError:
-        return run_id
-    return json.dumps([_without_seed(config), _beginning(runs_dir, run.record().init_run)])
+    if run_id not in known:
+        try:
+            run = find_run(runs_dir, runs_dir / run_id)
+            before = _beginning(runs_dir, run.record().init_run, known)
+            known[run_id] = json.dumps([_without_seed(config_of(run)), before])
+        except UserError:
+            known[run_id] = run_id
+    return known[run_id]
 
 
 def _without_seed(config: Mapping[str, Any]) -> dict[str, str]:

@@ -69,7 +69,7 @@ def _add(run: Run, stages: dict[str, Stage], roots: list[Stage], compared: Mappi
         source = roots
     else:
         try:
-            ancestor = find_run(run.path.parent, record.init_run)
+            ancestor = find_run(run.path.parent, run.path.parent / record.init_run)
             source = _add(ancestor, stages, roots, compared).children
         except UserError:
             if record.init_run not in stages:

@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from avlit.comparison.differences import Difference, Differences, setting_of
+from avlit.comparison.differences import Differences, setting_of
 from avlit.comparison.subject import Subject
 from avlit.paper_table import load_table, table_paths
 from avlit.tracking.history import Curve
@@ -109,24 +109,28 @@ class Row:
 def find_variants(subjects: Sequence[Subject], differences: Differences) -> tuple[Variant, ...]:
     """The settings that were trained, in the order of the runs."""
     groups: dict[str, list[int]] = {}
+    known: dict[str, str] = {}
     for index, subject in enumerate(subjects):
-        key = setting_of(subject)
+        key = setting_of(subject, known)
         taken = {subjects[i].seed for i in groups.get(key, [])}
         # The same setting and seed again is a run of its own: it shows what one seed varies by.
         groups.setdefault(f"{key}#{index}" if subject.seed in taken else key, []).append(index)
-    telling = [row for row in differences.config if row.name != "seed"]
+    if len(groups) == 1:
+        return (Variant(0, tuple(subjects), "one setting"),)
     return tuple(
-        Variant(place, tuple(subjects[i] for i in members), _about(telling, members[0], subjects[members[0]]))
+        Variant(place, tuple(subjects[i] for i in members), _about(members[0], subjects, differences))
         for place, members in enumerate(groups.values())
     )
 
 
-def _about(rows: Sequence[Difference], index: int, subject: Subject) -> str:
-    """The keys in which a variant differs from others, with its values; its name where it differs in none."""
-    if any(row.name == "recipe" for row in rows):
-        return str(subject.config.get("recipe", subject.name))
-    words = [f"{row.name}={row.values[index]}" for row in rows]
-    return ", ".join(words[:2]) + (", …" if len(words) > 2 else "") if words else subject.name
+def _about(index: int, subjects: Sequence[Subject], differences: Differences) -> str:
+    """The keys in which a run differs from the others of its recipe, with its values; its name where in none."""
+    recipe = subjects[index].run.recipe
+    same = [place for place, each in enumerate(subjects) if each.run.recipe == recipe]
+    words = [] if len(same) == len(subjects) else [recipe]
+    telling = [row for row in differences.config if len({row.values[place] for place in same}) > 1]
+    words += [f"{row.name}={row.values[index]}" for row in telling if row.name != "seed"]
+    return ", ".join(words[:3]) + (", …" if len(words) > 3 else "") if words else subjects[index].name
 
 
 def measure(subjects: Sequence[Subject], variants: Sequence[Variant], *, judges_losses: bool) -> tuple[Row, ...]:

@@ -10,10 +10,12 @@ from statistics import median
 from string import ascii_uppercase
 from typing import Any
 
+import yaml
+
 from avlit.errors import UserError
 from avlit.provenance import Provenance
 from avlit.runs import Run, RunRecord
-from avlit.settings import flatten, read_yaml
+from avlit.settings import flatten
 from avlit.tracking.history import Curve, History, read_history
 
 SILENT_S = 300.0
@@ -40,7 +42,7 @@ class Subject:
     @property
     def name(self) -> str:
         """As on MLflow's page."""
-        return self.history.session.name if self.history else self.run.id
+        return self.history.session.name if self.history else f"{self.run.recipe}-{self.run.id[-4:]}"
 
     @property
     def curves(self) -> Mapping[str, Curve]:
@@ -91,12 +93,26 @@ def read_subject(run: Run, number: int) -> Subject:
         letter=letter_of(number),
         run=run,
         record=run.record(),
-        config=flatten(read_yaml(run.read_config(), str(run.config_path))),
+        config=config_of(run),
         provenance=Provenance.read(run.provenance_path, is_damage_allowed=True),
         history=read_history(run),
         measured=_measured(run),
         now_s=time.time(),
     )
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """A run's config by dotted key, as it stands in its folder: a recipe of then may have keys that are no more.
+
+    UserError: it cannot be read.
+    """
+    try:
+        values = yaml.load(run.read_config(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return flatten(values)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"run={run.id}: {run.config_path} cannot be read ({error}); put it back, or leave it out"
+        ) from error
 
 
 def letter_of(number: int) -> str:

@@ -15,7 +15,7 @@ from avlit.comparison.differences import Difference
 from avlit.comparison.measures import ARROWS
 
 WIDE = 400
-MAX_ROWS = 30
+MAX_ROWS = 12
 """Lines of one table on the terminal; the page has all."""
 
 
