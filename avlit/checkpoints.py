@@ -27,6 +27,7 @@ from avlit.commit import (
     sweep,
     verify,
 )
+from avlit.ranks import is_part, whole
 
 WEIGHTS, EMA, OPTIMIZER, STATE = "weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 FILES = (WEIGHTS, EMA, OPTIMIZER, STATE)
@@ -230,7 +231,11 @@ class CheckpointWriter:
         optimizer: Tensors | None = None,
         ema: Tensors | None = None,
     ) -> None:
-        """Copy the tensors to the CPU and return; the write goes on behind. Waits for the write before it, if any."""
+        """Copy the tensors to the CPU and return; the write goes on behind. Waits for the write before it, if any.
+
+        Of those that are spread over the ranks this one gathers the whole; the others call `join_gathering` meanwhile,
+        with weights, optimizer and ema in this order.
+        """
         self.wait()
         copies = {
             "weights": self._copy(WEIGHTS, weights),
@@ -286,11 +291,15 @@ class CheckpointWriter:
 
     def _copy(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
         room = self._room(part, tensors)
-        if room:
-            sources = [tensors[name].detach() for name in room]
-            torch._foreach_copy_(list(room.values()), sources, non_blocking=True)  # pyright: ignore
-            if any(tensor.is_cuda for tensor in sources):
-                torch.cuda.synchronize()
+        for name, tensor in tensors.items():
+            if is_part(tensor):  # one after the other: all at once would not fit on a device that holds parts
+                room[name].copy_(whole(tensor), non_blocking=True)
+        here = {name: tensor.detach() for name, tensor in tensors.items() if not is_part(tensor)}
+        if here:
+            targets = [room[name] for name in here]
+            torch._foreach_copy_(targets, list(here.values()), non_blocking=True)  # pyright: ignore
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.synchronize()
         return room
 
 

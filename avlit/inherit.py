@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avlit.checkpoints import Checkpoint, load_checkpoint, newest_valid
 from avlit.commit import MANIFEST_NAME, CheckpointError, committed_dirs
+from avlit.ranks import fill, is_part, like_sharded
 from avlit.runs import RunNotFoundError, find_run
 
 
@@ -155,7 +156,7 @@ def restore_weights(model: nn.Module, checkpoint: Checkpoint, names: Iterable[st
                 f"{checkpoint.path}: {name} is {list(tensor.shape)} there, {list(targets[name].shape)} in the model"
             )
     for name, tensor in saved.items():
-        targets[name].copy_(tensor)
+        fill(targets[name], tensor)
 
 
 def _refuse_other_model(report: InheritReport, saved: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
@@ -251,5 +252,7 @@ def restore_optimizer(
 def _placed(value: object, parameter: nn.Parameter, *, on_device: bool) -> object:
     if not isinstance(value, Tensor):
         return value
+    if is_part(parameter) and value.shape == parameter.shape:
+        return like_sharded(value, parameter)
     # the step count of an unfused optimizer stays on the CPU, where it is read every step
     return value.to(parameter.device, copy=True) if value.ndim or on_device else value.clone()

@@ -1,6 +1,6 @@
 """What the processes of one training run tell each other besides gradients, and who holds what of a sharded tensor."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,11 @@ T = TypeVar("T")
 def is_distributed() -> bool:
     """Whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this process is the first rank, or the only one."""
+    return not is_distributed() or dist.get_rank() == 0
 
 
 def gather(value: T) -> list[T]:
@@ -40,6 +45,11 @@ def gather_parts_again(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def is_part(tensor: Tensor) -> bool:
+    """Whether this rank holds a part of the tensor alone."""
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -76,8 +86,8 @@ def norm_over_parts(norm: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return square.sqrt()
 
 
-def join_gathering(tensors: Iterable[Tensor]) -> None:
-    """Take part in `whole` of each of the tensors, for another rank that wants them."""
-    for tensor in tensors:
-        if isinstance(tensor, DTensor):
+def join_gathering(*parts: Mapping[str, Tensor] | None) -> None:
+    """Take part in `whole` of each of the tensors, in their order, for another rank that wants them."""
+    for tensors in parts:
+        for tensor in (tensors or {}).values():
             whole(tensor)

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import (
 )
 
 from avlit.errors import ConfigError
+from avlit.launch import find_launch
 from avlit.models.backbones import LayerRun
 
 if TYPE_CHECKING:
@@ -107,7 +108,13 @@ def plan_strategy(config: Config) -> StrategyPlan:
     """The plan for this machine. ConfigError: a combination that does not work, with the reason."""
     is_gpu = config.train.accelerator != "cpu" and torch.cuda.is_available()
     kind = kind_of(config, is_gpu=is_gpu)
-    sharding = sharding_of(config, kind, nodes=1)
+    launch = find_launch()
+    if launch is not None and launch.world_size != config.train.devices:
+        raise ConfigError(
+            f"train.devices={config.train.devices}: {launch.launcher} started {launch.world_size} processes; set "
+            f"train.devices={launch.world_size}"
+        )
+    sharding = sharding_of(config, kind, nodes=launch.nodes if launch else 1)
     run = LayerRun(config.strategy.activation_checkpointing, config.compile == "blocks")
     lightning: Strategy | str = {"one": "auto", "ddp": "ddp"}.get(kind, "")
     if kind == "fsdp2":

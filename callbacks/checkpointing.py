@@ -12,6 +12,7 @@ from avlit.commit import CheckpointError, check_writable
 from avlit.errors import UserError
 from avlit.inherit import flatten_optimizer
 from avlit.module import AVModule
+from avlit.ranks import join_gathering
 from callbacks.ema import EMA
 
 
@@ -59,11 +60,13 @@ class Checkpointing(pl.Callback):
         if step == self.saved_step:
             return
         state = self.state(step)
+        weights, average = module.saved_weights(), self.ema.average
+        moments, meta = flatten_optimizer(trainer.optimizers[0], module.trained_parameters)
         if trainer.is_global_zero:
-            tensors, meta = flatten_optimizer(trainer.optimizers[0], module.trained_parameters)
             state.optimizer.update(meta)
-            average: dict[str, Tensor] = self.ema.average
-            self.writer.save(weights=module.saved_weights(), optimizer=tensors, ema=average, state=state)
+            self.writer.save(weights=weights, optimizer=moments, ema=average, state=state)
+        else:
+            join_gathering(weights, moments, average)
         self.saved_step = step
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

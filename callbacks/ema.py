@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from avlit.checkpoints import Checkpoint
 from avlit.commit import CheckpointError
 from avlit.module import AVModule
+from avlit.ranks import fill, gather_parts_again, is_part, like_sharded, local
 
 
 class EMA(pl.Callback):
@@ -37,9 +38,12 @@ class EMA(pl.Callback):
         names = module.trained_parameters if self.average else ()
         if missing := sorted(set(names) - self.average.keys()):
             raise CheckpointError(f"the average that was restored lacks {missing[0]}")
-        self.average = {name: self.average[name].to(module.device) for name in names}
-        # Views that follow the weights: walking through the model at every step costs as much as the average itself.
-        self.current = tuple(p.detach() for p in module.trained_parameters.values())
+        for name, parameter in module.trained_parameters.items():
+            if self.average and not is_part(self.average[name]):
+                self.average[name] = like_sharded(self.average[name], parameter)
+        self.average = {name: self.average[name] for name in names}
+        # Kept: walking through the model at every step costs as much as the average itself.
+        self.trained = tuple(module.trained_parameters.values())
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's average and the number of updates that made it."""
@@ -49,7 +53,7 @@ class EMA(pl.Callback):
         if missing := sorted(here.keys() - saved.keys()):
             raise CheckpointError(f"{checkpoint.path}: the average lacks {missing[0]}")
         for name, tensor in here.items():
-            tensor.copy_(saved[name])
+            fill(tensor, saved[name])
         self.average = here or saved
         self.num_updates = int(checkpoint.state.counters["ema_updates"])
 
@@ -61,22 +65,21 @@ class EMA(pl.Callback):
         if not self.decay or not module.has_stepped(trainer, batch_idx) or module.steps_done(trainer) % self.every:
             return
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        get_ema_multi_avg_fn(decay)(tuple(self.average.values()), self.current, self.num_updates)
+        average, current = ([local(each.detach()) for each in all_] for all_ in (self.average.values(), self.trained))
+        get_ema_multi_avg_fn(decay)(average, current, self.num_updates)
         self.num_updates += 1
 
     @contextmanager
     @torch.no_grad()
     def applied(self, module: AVModule) -> Iterator[None]:
         """Inside, the module has the averaged weights; afterwards the trained ones again, bit for bit."""
-        if not self.decay or not self.average:
-            yield
-            return
-        parameters = module.trained_parameters
-        trained = {name: p.detach().clone() for name, p in parameters.items()}
+        parameters = module.trained_parameters if self.decay and self.average else {}
+        trained = {name: local(p.detach()).clone() for name, p in parameters.items()}
         for name, parameter in parameters.items():
-            parameter.copy_(self.average[name])
+            local(parameter.detach()).copy_(local(self.average[name]))
         try:
             yield
         finally:
+            gather_parts_again(module.model)  # whole weights of the last forward pass are the average's
             for name, parameter in parameters.items():
-                parameter.copy_(trained[name])
+                local(parameter.detach()).copy_(trained[name])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 
 from avlit.module import AVModule
+from avlit.ranks import gather, is_sharded
 from callbacks.ema import EMA
 from callbacks.stopping import StopRequestedError
 
@@ -47,16 +48,19 @@ class Samples(pl.Callback):
             self.make_if_due(trainer, module, module.steps_done(trainer))
 
     def make_if_due(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
-        """Make the clips on the first rank, unless none are planned at `step`; the others wait."""
+        """Make the clips, unless none are planned at `step`: the first rank does, or all where the model is sharded."""
         is_last = step == module.total_steps
         if not (is_last or (self.every and step % self.every == 0)):
             return
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or is_sharded(module.model):
             self.last = self._made(module, step, is_last)
         self.meet()
 
     def _made(self, module: AVModule, step: int, is_last: bool) -> dict[str, float]:
-        if (metrics := self.written(step)) is not None:
+        metrics = self.written(step)
+        if is_sharded(module.model):
+            metrics = gather(metrics)[0]  # another rank may look when the first is already writing
+        if metrics is not None:
             return metrics
         module.eval()
         try:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from avlit.module import AVModule
-from avlit.ranks import is_distributed
+from avlit.ranks import is_distributed, is_sharded
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 ASKED = "avlit/stop_asked"
@@ -35,6 +35,7 @@ class Stopping(pl.Callback):
         self.save = save
         self.asked: signal.Signals | None = None
         self.stopped_by: signal.Signals | None = None
+        self.module: AVModule | None = None
 
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
@@ -54,6 +55,7 @@ class Stopping(pl.Callback):
         self.asked = signal.Signals(number)
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self.module = module if isinstance(module, AVModule) else None
         # Lightning's own handlers communicate from inside the handler, and end the run without saving it.
         trainer._signal_connector.register_signal_handlers = lambda: None
         if is_distributed():  # over the hosts, never the devices; whoever waits there does so as long as it takes
@@ -61,8 +63,15 @@ class Stopping(pl.Callback):
             self.store: Any = dist.distributed_c10d._get_default_store()
 
     def check(self) -> None:
-        """StopRequestedError if the run is to stop: for work of the first rank, between two steps, that takes long."""
-        if self.asked is not None or (is_distributed() and self.store.check([ASKED])):
+        """StopRequestedError if the run is to stop: for work between two steps that takes long.
+
+        It is the first rank's, or that of all, each for itself; where the model is sharded they do it in step, and stop
+        together.
+        """
+        if self.module is not None and is_sharded(self.module.model):
+            if self._any_rank_asked():
+                raise StopRequestedError
+        elif self.asked is not None or (is_distributed() and self.store.check([ASKED])):
             raise StopRequestedError
 
     def meet(self) -> None:

@@ -17,7 +17,7 @@ from avlit.commit import CheckpointError, step_dir
 from avlit.config import Config
 from avlit.durable import write_atomically
 from avlit.module import AVModule
-from avlit.ranks import gather
+from avlit.ranks import gather, is_first
 from avlit.runs import Run
 from avlit.tracking import Tracker
 from callbacks.adapters import AdapterWatch
@@ -180,7 +180,13 @@ class CallbackSet:
         folder, encoders = self._samples_folder(step), self.encoders
         if clips := self.datamodule.heldout_samples(settings.count):
             paths = write_clips(
-                self.module, clips, encoders=encoders, settings=settings, seed=seed, folder=folder, on_step=check
+                self.module,
+                clips,
+                encoders=encoders,
+                settings=settings,
+                seed=seed,
+                folder=folder if is_first() else None,
+                on_step=check,
             )
             for path in paths:
                 self.tracker.log_artifact(path, folder=f"samples/{folder.name}")
@@ -190,8 +196,9 @@ class CallbackSet:
             metrics = measure_lip_sync(
                 self.module, measured, encoders=encoders, settings=settings, seed=seed, on_step=check
             )
-        self.tracker.log_metrics(metrics, step)
-        write_metrics(folder / "metrics.json", metrics)
+        if is_first():
+            self.tracker.log_metrics(metrics, step)
+            write_metrics(folder / "metrics.json", metrics)
         return metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from avlit.config import SampleConfig
 from avlit.media import contact_sheet, write_mp4, write_sound
 from avlit.metrics.lip_sync import lip_sync, mouth_aperture, speech_envelope
 from avlit.module import AVModule
+from avlit.ranks import is_sharded
 from avlit.sound import fit
 from data.datamodule import HeldoutClip
 
@@ -66,13 +68,16 @@ def sample_clips(
             if gives_first_frame and batch.video_latents is not None:
                 keyframes = torch.zeros(len(part), batch.video_latents.shape[2], dtype=torch.bool, device=module.device)
                 keyframes[:, 0] = True
-            latents = module.sample(
-                batch,
-                seeds=[seed + number for number in part],
-                settings=settings,
-                keyframes=keyframes,
-                on_step=on_step,
-            )
+            # The units of a sharded model are gathered in the precision of its training.
+            precision = module.trainer.precision_plugin.forward_context() if is_sharded(module.model) else nullcontext()
+            with precision:
+                latents = module.sample(
+                    batch,
+                    seeds=[seed + number for number in part],
+                    settings=settings,
+                    keyframes=keyframes,
+                    on_step=on_step,
+                )
             videos: list[Tensor | None] = [None] * len(part)
             if latents.video is not None and encoders.video is not None:
                 videos = list(encoders.video.decode(latents.video.float()).clamp(-1, 1).cpu())
@@ -98,11 +103,16 @@ def write_clips(
     encoders: Encoders,
     settings: SampleConfig,
     seed: int,
-    folder: Path,
+    folder: Path | None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Path]:
-    """Sample, and write an MP4, or a WAV of sound alone, for each clip, and a contact sheet of all."""
+    """Sample, and write an MP4, or a WAV of sound alone, for each clip, and a contact sheet of all.
+
+    folder: None on ranks that only sample with the first one, since the model is sharded.
+    """
     sampled = sample_clips(module, clips, encoders=encoders, settings=settings, seed=seed, on_step=on_step)
+    if folder is None:
+        return []
     frames = [None if made.video is None else to_frames(made.video) for made in sampled]
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_roots
 from avlit.config import Config, ConfigError, from_yaml, recipe_folder, to_yaml
 from avlit.errors import UserError
+from avlit.launch import cluster_environment, connect, dismiss, find_launch, runs_told, tell
 from avlit.provenance import Provenance, check_unchanged
 from avlit.runs import Run, find_run, hold
 
@@ -80,18 +81,30 @@ def join_session() -> int | None:
     The status is 0 also where a signal, or an error of the user's, ended the run: Lightning kills the first process,
     which may still have something to say, when another one fails.
     """
+    if (launch := find_launch()) is not None:
+        connect(launch)
+        if launch.rank == 0:
+            return None
+        for path in runs_told():
+            _join(path)
+        dismiss()
+        return 0
     path = os.environ.get(RUN_VARIABLE)
     if path is None:
         return None
-    run = find_run(Path(path).parent, path)
-    config = from_yaml(run.read_config(), source=str(run.config_path))
-    # It says nothing but errors: all else that it would say is said by the first.
-    with redirect_stdout(StringIO()):
-        try:
-            _train(_prepare(config, run, shard_roots(config), is_resumed=False), is_first_process=False)
-        except UserError as error:
-            print(error, file=sys.stderr)
+    try:
+        _join(Path(path))
+    except UserError as error:
+        print(error, file=sys.stderr)
     return 0
+
+
+def _join(path: Path) -> None:
+    """Be a rank, not the first, of the session of the run in `path` that begins now."""
+    run = find_run(path.parent, path)
+    config = from_yaml(run.read_config(), source=str(run.config_path))
+    with redirect_stdout(StringIO()):  # it says nothing but errors: all else that it would say is said by the first
+        _train(_prepare(config, run, shard_roots(config), is_resumed=False), is_first_process=False)
 
 
 def run_session(config: Config, run: Run, *, is_resumed: bool, allow_change: bool = False) -> Outcome:
@@ -106,12 +119,15 @@ def run_session(config: Config, run: Run, *, is_resumed: bool, allow_change: boo
         status = run.record().status if is_resumed else "failed"
         launched = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
         os.environ[RUN_VARIABLE] = str(run.path)
+        launch = find_launch()
         try:
             prepared = _prepare(config, run, roots, is_resumed=is_resumed, allow_change=allow_change)
             status = "failed"
             run.update(status="running")
             prepared.now.write(run.provenance_path)
             run.write_config(prepared.now.config)
+            if launch is not None:
+                tell(str(run.path))
             print(f"Ready after {time.perf_counter() - began:.1f} s; {describe(prepared.module)}")
             outcome = _train(prepared, is_first_process=True, is_resumed=is_resumed)
             status = "stopped" if outcome.exit_status else "finished"
@@ -122,7 +138,8 @@ def run_session(config: Config, run: Run, *, is_resumed: bool, allow_change: boo
         finally:
             run.update(status=status)
             del os.environ[RUN_VARIABLE]
-            leave_ranks(launched)
+            if launch is None:  # else they go on together to the next session
+                leave_ranks(launched)
 
 
 def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, allow_change: bool = False) -> Prepared:
@@ -252,10 +269,13 @@ def build_trainer(config: Config, run: Run, *, strategy: Strategy | str, start_s
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     quieten_lightning()  # after the import, which makes it talk
+    launch = find_launch()
     try:
         return pl.Trainer(
             accelerator=config.train.accelerator,
-            devices=config.train.devices,
+            devices=launch.local_size if launch else config.train.devices,
+            num_nodes=launch.nodes if launch else 1,
+            plugins=[cluster_environment(launch)],
             strategy=strategy,
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             max_steps=config.train.steps - start_step,
