@@ -1,6 +1,17 @@
 """`just bench`: every measurement that takes no trained run, one after the other."""
 
-from benchmarks import bypass, checkpoints, joint, loop, mouth_loss, reading, resume, resume_position, tracking
+from benchmarks import (
+    bypass,
+    checkpoints,
+    comparison,
+    joint,
+    loop,
+    mouth_loss,
+    reading,
+    resume,
+    resume_position,
+    tracking,
+)
 
 if __name__ == "__main__":
     reading.main([])
@@ -8,7 +19,8 @@ if __name__ == "__main__":
     resume.main([])
     checkpoints.main([])
     tracking.main([])
+    comparison.main([])
     loop.main([])
     joint.main([])
     mouth_loss.main([])
-    bypass.main([])
+    bypass.main()

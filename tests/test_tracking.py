@@ -21,6 +21,7 @@ import avlit.commands.ui
 from avlit.errors import UserError
 from avlit.runs import create_run
 from avlit.tracking import Tracker, git_revision, open_parent, replay, store_uri
+from avlit.tracking.lookup import tagged_ids
 from avlit.tracking.sender import Sender
 from avlit.tracking.server import free_port, start_server, stop_server, wait_until_up
 from avlit.tracking.spool import Progress, pending_bytes
@@ -589,6 +590,7 @@ def test_ui_sends_what_waits_and_serves_on_the_next_free_port(
     run = create_run(tmp_path / "runs", "mtv_stage1")
     tracker = Tracker(run, uri=store)
     log(tracker, range(5))
+    tracker.log_metrics({"val/loss/video": 0.5}, 5)
     tracker.close()
 
     def start_stand_in(of: str, *, port: int, log: int) -> subprocess.Popen[bytes]:
@@ -601,8 +603,14 @@ def test_ui_sends_what_waits_and_serves_on_the_next_free_port(
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         assert avlit.commands.ui.main([f"port={port}", f"tracking.uri={store}", f"runs_dir={tmp_path}/runs"]) == 0
-    address = capsys.readouterr().out.split()[2]
+    out = capsys.readouterr().out
+    address = out.split()[2]
     assert address.startswith("http://127.0.0.1:") and int(address.rsplit(":", 1)[1]) > port
+    ((experiment, view),) = rows(store, "SELECT experiment_id, value FROM experiment_tags WHERE key LIKE '%.avlit'")
+    assert f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=avlit" in out
+    assert json.loads(view)["selectedColumns"] == ["tags.`story`", "metrics.`val/loss/video`"]
+    assert rows(store, "SELECT value FROM tags WHERE key = 'story'") == [("alone, from scratch",)]
+    assert tagged_ids(store, "recipe", "mtv_stage1") == [run.id] and tagged_ids(store, "recipe", "other") == []
     assert points(store, "train/loss/video") == expected(range(5)) and pending_bytes(run) == 0
 
 

@@ -1,4 +1,4 @@
-"""`just ui`: MLflow's page with all runs, on this machine only."""
+"""`just ui`: MLflow's page with all runs, on this machine only: nested, named, with columns that were chosen."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from avlit.commands.compare import FOLDER as COMPARISONS
 from avlit.errors import UserError
 from avlit.settings import nearest, read_words
 
+if TYPE_CHECKING:
+    from avlit.tracking.story import Experiment
+
 WORDS = ("port", "runs_dir", "tracking.uri")
+MOST_LINKS = 5
 
 
 def main(words: Sequence[str]) -> int:
     """`port=5000` (the next free one where it is taken), `tracking.uri=` (another store), `runs_dir=runs`.
 
-    Sends first what waits in the runs' spools, for example after a crash.
+    Sends first what waits in the runs' spools, for example after a crash, and writes into the store what each run is a
+    part of; prints links to the tables of training runs, which MLflow's first page hides behind another view.
     """
     given = read_words(words)
     for key in given:
@@ -29,15 +36,18 @@ def main(words: Sequence[str]) -> int:
 
     from avlit.tracking import replay_all, store_uri
     from avlit.tracking.server import HOST, free_port, start_server, stop_server, wait_until_up
+    from avlit.tracking.story import tell
 
     uri = given.get("tracking.uri")
     store = store_uri(str(uri) if uri else None)
     runs_dir = Path(str(given.get("runs_dir", "runs")))
     is_file = store.startswith("sqlite:///")
-    for message in replay_all(runs_dir, store):
-        print(message, file=sys.stderr)
+    for folder in (runs_dir, runs_dir / COMPARISONS):
+        for message in replay_all(folder, store):
+            print(message, file=sys.stderr)
     if not is_file:
         print(f"The runs are on a server of their own: {store}")
+        print_links(tell(store, runs_dir), store)
         return 0
     path = Path(store.removeprefix("sqlite:///"))
     if not path.exists():
@@ -47,14 +57,25 @@ def main(words: Sequence[str]) -> int:
     with tempfile.TemporaryFile() as log:
         server = start_server(store, port=port, log=log.fileno())
         try:
+            experiments = tell(store, runs_dir)  # while the server starts
             if not wait_until_up(server, port):
                 log.seek(0)
                 raise UserError(
                     f"MLflow's page did not start on {store}:\n{log.read()[-2000:].decode(errors='replace')}"
                 )
-            print(f"MLflow's page: http://{HOST}:{port}   (Ctrl-C ends it)", flush=True)
+            print(f"MLflow's page: http://{HOST}:{port}   (Ctrl-C ends it)")
+            print_links(experiments, f"http://{HOST}:{port}")
             return server.wait()
         except KeyboardInterrupt:
             return 0
         finally:
             stop_server(server)
+
+
+def print_links(experiments: Sequence[Experiment], address: str) -> None:
+    """A line for each of the newest experiments: where its table of training runs is."""
+    for experiment in experiments[:MOST_LINKS]:
+        print(f"Training runs of {experiment.name}: {address.rstrip('/')}/{experiment.route}")
+    if len(experiments) > MOST_LINKS:
+        print(f"and {len(experiments) - MOST_LINKS} more experiments")
+    sys.stdout.flush()

@@ -17,7 +17,7 @@ class StoreError(UserError):
 
 def tagged_ids(store: str, key: str, value: str) -> list[str]:
     """avlit's ids of the runs in a store that have a tag, oldest first. StoreError: it does not answer."""
-    _reach(store)
+    reach(store)
     for name, setting in SETTINGS.items():
         os.environ.setdefault(name, setting)
     from mlflow.exceptions import MlflowException
@@ -36,7 +36,7 @@ def tagged_ids(store: str, key: str, value: str) -> list[str]:
     return [run.data.tags["avlit_id"] for run in found if "avlit_id" in run.data.tags]
 
 
-def _reach(store: str) -> None:
+def reach(store: str) -> None:
     """StoreError where a server is away: known at once, while importing mlflow to find out takes seconds."""
     if not store.startswith(("http://", "https://")):
         return
