@@ -22,5 +22,5 @@ if __name__ == "__main__":
     comparison.main([])
     loop.main([])
     joint.main([])
-    mouth_loss.main([])
-    bypass.main()
+    mouth_loss.main()
+    bypass.main([])
