@@ -215,7 +215,10 @@ def test_metrics_have_their_mean_and_spread_over_seeds_and_a_verdict(comparison:
     sync = next(row for row in made.rows if row.name == "val/lip_sync")
     assert (sync.better, sync.best) == ("higher", 1)
     (loss_text,) = [text for text, is_clear in made.verdicts if is_clear and text.startswith("val/loss/video")]
-    assert "mouth_weight=5.0 is best, 0.4050 against 0.5050" in loss_text and "with 2 of 2 seeds" in loss_text
+    assert loss_text == (
+        "val/loss/video: mouth_weight=5.0 is best (0.4050 ± 0.0071); "
+        "clearly better than mouth_weight=0.0 (0.5050 ± 0.0071, with 2 of 2 seeds)"
+    )
     assert "| val/loss/video ↓ " in markdown(made) and "**0.4050 ± 0.0071**" in markdown(made)
     assert "val/loss/video/noise/0" not in {row.name for row in made.main_rows}
 
@@ -226,9 +229,9 @@ def test_a_difference_within_the_spread_of_seeds_is_not_called_clear(tmp_path: P
         for w in (0.0, 5.0) for seed in (0, 1)
     ]  # fmt: skip
     (found,) = [each for each in compared(runs, tmp_path).verdicts if each[0].startswith("val/lip_sync")]
-    assert not found[1] and found[0].endswith("not clear")
+    assert not found[1] and "; not clearly better than mouth_weight=0.0 (" in found[0]
     alone = compared(runs[::2], tmp_path)
-    assert all("With one seed" in text and not is_clear for text, is_clear in alone.verdicts)
+    assert all("with one seed" in text and not is_clear for text, is_clear in alone.verdicts)
 
 
 def test_losses_of_different_recipes_are_shown_and_none_is_called_better(tmp_path: Path) -> None:
@@ -464,6 +467,7 @@ def test_clips_play_together_with_the_sound_of_one(browser: Browser, comparison:
     })"""
     assert browser.run(played) == [[True, False, True], *[[True, True, True]] * 3]
     browser.run("document.querySelectorAll('.hear')[2].click()")
+    browser.run("for (const _ of [1, 2, 3]) document.querySelector('.play').click()")  # paused before it can begin
     assert browser.run("[...document.querySelectorAll('video')].map((c) => c.muted)") == [
         True, True, False, *[True] * 5,
     ]  # fmt: skip

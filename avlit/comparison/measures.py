@@ -20,7 +20,7 @@ Better = Literal["higher", "lower", "none"]
 
 ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "none": ""}
 CLEAR = 2.0
-"""A difference of so many standard deviations over seeds is called clear."""
+"""A difference of more than so many standard deviations over seeds (of the two settings pooled) is called clear."""
 TAIL = 0.1
 """Training losses are means over this last part of the steps: single log points are noise."""
 
@@ -211,35 +211,37 @@ def _best(cells: Sequence[Cell], better: Better) -> int | None:
 
 
 def verdict(row: Row, variants: Sequence[Variant]) -> tuple[str, bool] | None:
-    """In words which variant is best and by how much, and whether that is clear; None where nothing is judged."""
+    """In words which variant is best and than which others clearly so, and whether it is than all; None: not judged."""
     if row.best is None:
         return None
     best = row.cells[row.best]
-    others = [index for index, cell in enumerate(row.cells) if index != row.best and cell.finite]
-    second = min(others, key=lambda index: abs(row.cells[index].mean - best.mean))
-    other = row.cells[second]
-    gap = abs(best.mean - other.mean)
-    share = f" ({gap / abs(other.mean):.1%} {row.better})" if other.mean else ""
-    text = (
-        f"{row.name}: {variants[row.best].about} is best, {number(best.mean)} against {number(other.mean)} of "
-        f"{variants[second].about}{share}"
-    )
-    if best.spread is None or other.spread is None:
-        return f"{text}. With one seed of a setting, how much of that is chance is not known", False
-    spread = math.sqrt((best.spread**2 + other.spread**2) / 2)
-    text += f". Seeds of one setting differ by ± {number(spread, digits=2)}{_agreement(best, other, row.better)}"
-    is_clear = gap > CLEAR * spread
-    return f"{text}: {'clear' if is_clear else 'not clear'}", is_clear
+    groups: dict[str, list[str]] = {"clearly better than": [], "not clearly better than": [], "chance unknown": []}
+    for index, cell in enumerate(row.cells):
+        if index == row.best or not cell.finite:
+            continue
+        about = f"{variants[index].about} ({cell}{_agreement(best, cell, row.better)})"
+        if best.spread is None or cell.spread is None:
+            groups["chance unknown"].append(about)
+        else:
+            spread = math.sqrt((best.spread**2 + cell.spread**2) / 2)
+            is_clear = abs(best.mean - cell.mean) > CLEAR * spread
+            groups["clearly better than" if is_clear else "not clearly better than"].append(about)
+    unknown = groups.pop("chance unknown")
+    parts = [f"{words} {', '.join(group)}" for words, group in groups.items() if group]
+    if unknown:
+        parts.append(f"better than {', '.join(unknown)}, with one seed: how much of that is chance is not known")
+    is_clear = not unknown and not groups["not clearly better than"]
+    return f"{row.name}: {variants[row.best].about} is best ({best}); {'; '.join(parts)}", is_clear
 
 
 def _agreement(best: Cell, other: Cell, better: Better) -> str:
-    """With how many of the shared seeds the better variant is better."""
+    """With how many of several shared seeds the better variant is better."""
     first, second = ({each.seed: each.value for each in cell.values} for cell in (best, other))
     shared = sorted(first.keys() & second.keys())
-    if not shared:
+    if len(shared) < 2:
         return ""
     won = sum((first[seed] > second[seed]) == (better == "higher") for seed in shared)
-    return f", and it is better with {won} of {len(shared)} seeds"
+    return f", with {won} of {len(shared)} seeds"
 
 
 def number(value: float, *, digits: int = 4) -> str:

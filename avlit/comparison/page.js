@@ -245,5 +245,8 @@ for (const button of document.querySelectorAll(".play")) button.addEventListener
   if (isPlaying) return;
   button.textContent = "Pause";
   if (own.every((each) => each.muted) || own.every((each) => !each.muted)) hear(own[0]);
-  for (const each of own) { each.currentTime = 0; each.play(); }
+  for (const each of own) {
+    each.currentTime = 0;
+    each.play().catch(() => {});  // paused before it had begun
+  }
 });
