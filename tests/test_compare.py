@@ -343,7 +343,11 @@ def test_command_prints_writes_and_sends_the_page_and_is_no_run_that_last_means(
     sent = [json.loads(line) for line in (folder / "spool" / "artifacts.jsonl").read_text().splitlines()]
     assert {Path(each["file"]).name for each in sent} == {"comparison.html", "comparison.md"}
     records = [json.loads(line) for line in (folder / "spool" / "metrics.jsonl").read_text().splitlines()]
-    assert records[0]["open"]["store"] == store and records[0]["open"]["name"].startswith("comparison: ")
+    assert records[0]["open"]["store"] == store and records[0]["open"]["name"] == "comparison of 4 runs"
+    assert (
+        records[1]["tags"]["story"]
+        == "compares <b>0</b>, seed 0 · <b>0</b>, seed 1 · <b>5</b>, seed 0 · <b>5</b>, seed 1"
+    )
     assert find_run(runs, "last").recipe == "jova_stage2"
     assert find_run(runs / "comparisons", "last").record().status == "finished"
     assert len(list((folder / "media").glob("*.mp4"))) == 4  # one clip of each run

@@ -79,14 +79,19 @@ def send(folder: Run, names: Sequence[str], runs: Sequence[Run], *, asked: str |
     """Make the comparison a run in MLflow, the page its artifact; what does not arrive waits, and that is said."""
     from avlit.tracking import Tracker
     from avlit.tracking.history import read_session
+    from avlit.tracking.story import TAG as STORY
 
     session = next((session for run in runs if (session := read_session(run))), None)
     tracker = Tracker(
         folder,
         uri=asked or store_of_runs(session.store if session else None),
         experiment=session.experiment if session else "avlit",
-        run_name=f"comparison: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}",
-        tags={"kind": "comparison", "mlflow.note.content": (folder.path / TEXT).read_text(encoding="utf-8")},
+        run_name=f"comparison of {len(names)} runs",
+        tags={
+            "kind": "comparison",
+            STORY: f"compares {' · '.join(names)}",
+            "mlflow.note.content": (folder.path / TEXT).read_text(encoding="utf-8"),
+        },
     )
     tracker.log_params({letter_word(number): run.id for number, run in enumerate(runs)})
     tracker.log_artifact(folder.path / SINGLE)

@@ -91,7 +91,7 @@ def view_state(runs: Sequence[Any]) -> dict[str, object]:
         "lifecycleFilter": "Active",
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": {"attributes.`Run Name`": 240, columns[0]: 380},
+        "columnWidths": {columns[0]: 400},
     }
 
 
