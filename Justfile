@@ -46,6 +46,21 @@ inspect *words: setup
 compare *words: setup
     @{{python}} -m avlit compare "$@"
 
+# an adapter for your own clips: recipe=mtv_stage5 init=RUN data.root=my_clips/ [plan=true]
+[no-exit-message]
+finetune *words: setup
+    @{{python}} -m avlit finetune "$@"
+
+# an adapter as others load it, read back and compared: run=last format=diffusers|comfyui|peft
+[no-exit-message]
+export *words: setup
+    @{{python}} -m avlit export "$@"
+
+# a LoRA of diffusers, ComfyUI or peft as a run: file=LORA.safetensors recipe=mtv_stage5 init=RUN
+[no-exit-message]
+import *words: setup
+    @{{python}} -m avlit import "$@"
+
 # raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER
 [no-exit-message]
 prepare *words: setup

@@ -15,12 +15,18 @@ COMMANDS = {
     "sample": "make clips from a run: run=last [prompt=… speech=a.wav image.0=a.png out=a.mp4 | jobs=FILE out=FOLDER]",
     "inspect": "what a model does, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=…]",
     "compare": "runs side by side, as a table and a page: run=A run=B … | run=last:3 | tag=KEY=VALUE | experiment=NAME",
+    "finetune": "an adapter for your own clips: recipe=mtv_stage5 init=RUN data.root=my_clips/ [plan=true]",
+    "export": "an adapter as others load it, read back and compared: run=last format=diffusers|comfyui|peft",
+    "import": "a LoRA of diffusers, ComfyUI or peft as a run: file=LORA.safetensors recipe=mtv_stage5 init=RUN",
     "prepare": "raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER",
     "recipes": "list the recipes, one line each",
     "config": "print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]",
     "ui": "show the runs in MLflow's page, on this machine only",
 }
 """Name -> one line; kept here, so that help imports no command."""
+
+MODULES = {"import": "import_adapter"}
+"""Commands whose module is named otherwise."""
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"just {name}: {COMMANDS[name]}")
         return 0
     try:
-        return importlib.import_module(f"avlit.commands.{name}").main(words)
+        return importlib.import_module(f"avlit.commands.{MODULES.get(name, name)}").main(words)
     except UserError as error:
         print(f"just {name}: {error}", file=sys.stderr)
         return USER_MISTAKE

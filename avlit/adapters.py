@@ -158,11 +158,19 @@ def adapter_layers(model: nn.Module) -> dict[str, "LoraLayer"]:
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Add every update to its layer's weight and take the adapter out: the model's names are as they were before."""
-    for name, layer in adapter_layers(model).items():
+    for layer in adapter_layers(model).values():
         merged: Any = layer
         merged.merge()
+    take_out(model)
+
+
+def take_out(model: nn.Module) -> None:
+    """Remove the adapter; what was not merged is lost."""
+    for name, layer in adapter_layers(model).items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, merged.get_base_layer())
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def is_adapter_name(name: str) -> bool:

@@ -179,12 +179,13 @@ class AVDataModule(LightningDataModule):
         )
         return self.loader
 
-    def heldout_batches(self, num_clips: int, batch_size: int) -> list[AVBatch]:
+    def heldout_batches(self, num_clips: int, batch_size: int, *, split: str = "heldout") -> list[AVBatch]:
         """The same held-out clips every time, spread over the subsets by weight, in batches of one shape each.
 
         `step` is 0 and the slots count the clips, so that their noise is the same at every measurement.
+        split: `train` gives clips that are trained on instead, to see how well they are known.
         """
-        clips = self._heldout(num_clips, sound=False)
+        clips = self._heldout(num_clips, sound=False, split=split)
         batches = []
         for shape in dict.fromkeys(sample.annotation.shape for sample in clips):
             slots = [slot for slot, sample in enumerate(clips) if sample.annotation.shape == shape]
@@ -205,14 +206,14 @@ class AVDataModule(LightningDataModule):
     def _collate(self, samples: list[EncodedSample], slots: tuple[int, ...]) -> AVBatch:
         return collate(samples, step=0, slots=slots, contents=self._contents)
 
-    def _heldout(self, num_clips: int, *, sound: bool) -> list[EncodedSample]:
+    def _heldout(self, num_clips: int, *, sound: bool, split: str = "heldout") -> list[EncodedSample]:
         """Reads clips by turns of the subsets; a subset that has no more, or a damaged clip, gives way to the next.
 
         Fewer than `num_clips` where the shards hold fewer; ShardError where they hold none.
         """
         weights = {name: weight for name, weight in self.weights.items() if weight > 0}
         places: dict[str, list[tuple[int, int]]] = {name: [] for name in weights}
-        for number, shard in self.shards.select("heldout"):
+        for number, shard in self.shards.select(split):
             if shard.subset in places:
                 places[shard.subset] += [(number, index) for index in range(shard.samples)]
         names, mix = list(weights), Mix([Fraction(str(weight)) for weight in weights.values()])

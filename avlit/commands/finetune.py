@@ -1,0 +1,168 @@
+"""`just finetune`: from one's own clips to an adapter: prepares them, trains it, shows what it changed, exports it.
+
+Everything but the preparation is what `just train`, `just sample` and `just export` do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from avlit.commands.session import join_session
+from avlit.commands.train import settle_init, train
+from avlit.config import Config, ConfigError, DataConfig, from_yaml, load_config
+from avlit.durable import write_atomically
+from avlit.errors import UserError
+from avlit.runs import find_run
+from avlit.settings import nearest, read_words
+from data.prepare.config import WindowConfig
+
+FORMATS = ("none", "peft", "diffusers", "comfyui")
+OWN_WORDS = ("plan", "format", "replay", "data.cache_dir")
+PREPARE = "prepare."
+DEFAULTS = {"adapter": "lora", "data.subsets": "{}"}
+"""What differs from the recipe's own settings unless it is said; subsets: all that the clips are of."""
+DEFAULTS_OF_SIZE = {
+    "tiny": {"optimizer.lr": "1e-3", "train.steps": "200", "validation.every": "50", "checkpoint.every": "50"},
+    "": {"optimizer.lr": "1e-4", "train.steps": "2000", "validation.every": "250", "checkpoint.every": "250"},
+}
+"""The same by size, "" for any other: chosen; those of `tiny` are measured (README)."""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """What the words ask for. data.root of `config` is as given: a plain folder, or shards.
+
+    prepare: keys of `just prepare`, those that both share included. replay: share of the batches that is clips which
+    the base was trained on; None is the default where those can be had. format: of the export, `none` for none.
+    """
+
+    config: Config
+    words: dict[str, str]
+    prepare: dict[str, str]
+    replay: float | None
+    format: str
+    is_plan: bool
+    cache: Path
+
+
+def main(words: Sequence[str]) -> int:
+    """`recipe=… init=RUN data.root=FOLDER` and any key of the config; `plan=true` says what would be done.
+
+    `prepare.KEY=VALUE` is a word for the preparation, `replay=0.5` the share of clips that the base was trained on,
+    `format=peft|diffusers|comfyui|none` the export.
+    """
+    if (status := join_session()) is not None:
+        return status
+    wanted = read_request(words)
+    from avlit.commands import custom_clips
+
+    root = Path(str(wanted.config.data.root))
+    rows = [] if custom_clips.is_prepared(root) else custom_clips.clip_rows(wanted.config)
+    if wanted.is_plan:
+        from avlit.commands.finetune_plan import plan_lines
+
+        print("\n".join(plan_lines(wanted.config, rows, wanted.prepare, format=wanted.format)))
+        return 0
+    if rows:
+        shards = custom_clips.prepared(wanted.config, rows, wanted.prepare, cache=wanted.cache)
+        if shards is None:
+            return 1
+        words_of_data = {"data.root": str(shards), **custom_clips.replayed(wanted, shards)}
+        wanted = replace(wanted, config=load_config(as_words({**wanted.words, **words_of_data})))
+    outcome = train(wanted.config)
+    if outcome.exit_status:
+        return outcome.exit_status
+
+    from avlit.commands.before_after import compare_with_base
+    from avlit.commands.sample import newest_checkpoint
+
+    config = from_yaml(outcome.run.read_config())
+    changes = compare_with_base(config, outcome.run, newest_checkpoint(outcome.run, config))
+    names = {"own": "these clips", "heldout": "clips of them kept apart", "unrelated": "what the base was trained on"}
+    for key, change in changes.items():
+        print(f"loss on {names[key]}: {change}")
+    text = json.dumps({key: {"before": each.before, "after": each.after} for key, each in changes.items()}, indent=1)
+    write_atomically(outcome.run.path / "finetune.json", text + "\n")
+    print(f"Clips of the base and of the adapter: {outcome.run.samples_dir}/before, {outcome.run.samples_dir}/after")
+    if wanted.format != "none":
+        from avlit.commands import export
+
+        export.main([f"run={outcome.run.path}", f"format={wanted.format}"])
+    return 0
+
+
+def read_request(words: Sequence[str]) -> Finetuning:
+    """What the words ask for, with the defaults of fine-tuning; ConfigError for a wrong or missing one."""
+    given = read_words(words)
+    for key, example in (("recipe", "recipe=mtv_stage5"), ("data.root", "data.root=my_clips/")):
+        if key not in given:
+            raise ConfigError(f"{key}=… is missing, for example {example}")
+    own = {key: given.pop(key) for key in OWN_WORDS if key in given}
+    prepare = {key.removeprefix(PREPARE): given.pop(key) for key in list(given) if key.startswith(PREPARE)}
+    if fixed := [key for key in prepare if key in ("source", "out", "recipe", "size", "captions")]:
+        raise ConfigError(f"prepare.{fixed[0]}={prepare[fixed[0]]}: comes from the other words; leave it out")
+    for key, allowed in (("plan", ("true", "false")), ("format", FORMATS)):
+        if own.get(key, allowed[0]) not in allowed:
+            near = nearest(own[key], allowed)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ConfigError(f"{key}={own[key]}: must be one of {', '.join(allowed)}{hint}")
+    shared = {f"data.{name}" for name in asdict(WindowConfig())}
+    prepare = {key: text for key, text in given.items() if key in shared or key.startswith("codecs.")} | prepare
+    size = given.get("size", "tiny")
+    defaults = {**DEFAULTS, **DEFAULTS_OF_SIZE.get(size, DEFAULTS_OF_SIZE[""])}
+    if "adapter.kind" in given:
+        del defaults["adapter"]
+    if given.get("init"):
+        settled, _ = settle_init(Config(init=given["init"], runs_dir=given.get("runs_dir", Config.runs_dir)))
+        given["init"] = str(settled.init)
+        if not any(key == "adapter" or key.startswith("adapter.") for key in given):
+            defaults |= adapter_words(Path(given["init"]))
+    merged = {**defaults, **given}
+    return Finetuning(
+        config=load_config(as_words(merged)),
+        words=merged,
+        prepare=prepare,
+        replay=_share(own.get("replay")),
+        format=own.get("format", "peft"),
+        is_plan=own.get("plan") == "true",
+        cache=Path(own.get("data.cache_dir", DataConfig.cache_dir)),
+    )
+
+
+def _share(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise ConfigError(f"replay={text}: must be a share of the clips, from 0 (none) to below 1")
+    return share
+
+
+def adapter_words(checkpoint: Path) -> dict[str, str]:
+    """The adapter of a checkpoint's run as words, where it holds one: it is then gone on with."""
+    from avlit.checkpoints import load_state
+
+    if not load_state(checkpoint).adapter:
+        return {}
+    try:
+        run = find_run(checkpoint.parents[2], checkpoint.parents[1])
+    except UserError as error:
+        raise ConfigError(f"init={checkpoint}: holds an adapter, and is in no run's folder; say adapter=…") from error
+    theirs = from_yaml(run.read_config(), source=str(run.config_path)).adapter
+    words = {"adapter": theirs.kind}
+    if theirs.kind != "own":
+        words |= {"adapter.rank": str(theirs.rank), "adapter.alpha": f"{theirs.scale:g}"}
+        words |= {"adapter.modality": theirs.modality} if theirs.modality else {}
+        words |= {"adapter.targets": f"[{','.join(theirs.targets)}]"} if theirs.targets else {}
+    return words
+
+
+def as_words(given: dict[str, str]) -> list[str]:
+    """A mapping as `key=value` words."""
+    return [f"{key}={value}" for key, value in given.items()]

@@ -1,0 +1,158 @@
+"""Names of an adapter's tensors in the files of each ecosystem, to write them and to read them.
+
+diffusers: `transformer.LAYER.lora_A.weight`, scaled so that any reader's default is right. ComfyUI: `diffusion_model.
+LAYER.lora_down.weight` with `.alpha` and the layer names of the model's own release. peft: `base_model.model.LAYER.
+lora_A.weight` beside `adapter_config.json`. LAYER is of the stock backbone but in peft's, which takes any module.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from avlit.errors import UserError
+from avlit.export.updates import Update
+
+BACKBONE = "backbone."
+"""Where a recipe's model keeps the stock diffusers model: what other programs know."""
+
+_COGVIDEOX = (
+    ("transformer_blocks.", "blocks."), (".attn1.to_out.0", ".attn_out"), (".attn1.to_", "."),
+    (".ff.net.0.proj", ".ff_proj"), (".ff.net.2", ".ff_out"),
+)  # fmt: skip
+_WAN = (
+    (".attn1.to_out.0", ".self_attn.o"), (".attn2.to_out.0", ".cross_attn.o"), (".attn1.to_", ".self_attn."),
+    (".attn2.to_", ".cross_attn."), (".ffn.net.0.proj", ".ffn.0"), (".ffn.net.2", ".ffn.2"),
+)  # fmt: skip
+_LTX2 = (
+    ("audio_proj_in", "audio_patchify_proj"), ("audio_time_embed", "audio_adaln_single"),
+    ("av_cross_attn_video_scale_shift", "av_ca_video_scale_shift_adaln_single"),
+    ("av_cross_attn_audio_scale_shift", "av_ca_audio_scale_shift_adaln_single"),
+    ("av_cross_attn_video_a2v_gate", "av_ca_a2v_gate_adaln_single"),
+    ("av_cross_attn_audio_v2a_gate", "av_ca_v2a_gate_adaln_single"),
+)  # fmt: skip
+COMFY_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "CogVideoXTransformer3DModel": _COGVIDEOX,
+    "WanTransformer3DModel": _WAN,
+    "LTX2VideoTransformer3DModel": _LTX2,
+}
+"""Class of diffusers -> parts of its layers' names and what ComfyUI's own model calls them, tried in this order."""
+BLOCKS = re.compile(r"(transformer_blocks|blocks)\.\d+\.")
+
+
+def comfy_name(layer: str, model: str) -> str:
+    """What ComfyUI calls a layer of diffusers' class `model`; UserError where its names are not known here."""
+    if model not in COMFY_NAMES or not BLOCKS.match(layer):
+        known = ", ".join(COMFY_NAMES)
+        raise UserError(
+            f"format=comfyui: no name is known for {layer} of {model}; there are names for layers in the blocks of "
+            f"{known}; take format=diffusers, or train adapter.targets inside the blocks"
+        )
+    for ours, theirs in COMFY_NAMES[model]:
+        layer = layer.replace(ours, theirs)
+    return layer
+
+
+def to_diffusers(updates: Mapping[str, Update]) -> dict[str, Tensor]:
+    """Tensors for a pipeline's `load_lora_weights` and a transformer's `load_lora_adapter`; layers of the backbone."""
+    tensors = {}
+    for name, update in updates.items():
+        tensors[f"transformer.{name}.lora_A.weight"] = update.down
+        tensors[f"transformer.{name}.lora_B.weight"] = update.up * update.scaling
+        if update.magnitude is not None:
+            tensors[f"transformer.{name}.lora_magnitude_vector"] = update.magnitude
+    return tensors
+
+
+def to_comfyui(updates: Mapping[str, Update], *, model: str) -> dict[str, Tensor]:
+    """Tensors for ComfyUI's LoRA loaders, under the names of the model's own release."""
+    tensors = {}
+    for name, update in updates.items():
+        key = f"diffusion_model.{comfy_name(name, model)}"
+        tensors[f"{key}.lora_down.weight"] = update.down
+        tensors[f"{key}.lora_up.weight"] = update.up
+        tensors[f"{key}.alpha"] = torch.tensor(update.scaling * update.rank)
+        if update.magnitude is not None:
+            tensors[f"{key}.dora_scale"] = update.magnitude[:, None].clone()
+    return tensors
+
+
+def to_peft(updates: Mapping[str, Update]) -> dict[str, Tensor]:
+    """Tensors for `PeftModel.from_pretrained` of a whole recipe's network."""
+    tensors = {}
+    for name, update in updates.items():
+        key = f"base_model.model.{name}"
+        tensors[f"{key}.lora_A.weight"] = update.down
+        tensors[f"{key}.lora_B.weight"] = update.up
+        if update.magnitude is not None:
+            tensors[f"{key}.lora_magnitude_vector"] = update.magnitude
+    return tensors
+
+
+DOWN = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight")
+UP = (".lora_B.weight", ".lora_up.weight", ".lora_B.default.weight", ".lora.up.weight")
+MAGNITUDE = (".lora_magnitude_vector", ".lora_magnitude_vector.weight", ".dora_scale")
+ALPHA = (".alpha",)
+PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.diffusion_model.")
+
+
+def read_updates(
+    tensors: Mapping[str, Tensor],
+    *,
+    layers: Callable[[str], str | None],
+    scaling: Callable[[str, int], float],
+    source: str,
+) -> dict[str, Update]:
+    """Updates by layer of this model, from a file of any of the layouts.
+
+    layers: a file's layer name without prefix -> this model's, None where it has none. scaling: (layer, rank) -> the
+    factor where the file has no `.alpha`. UserError: a tensor belongs to nothing, or a layer lacks a half.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    strange = []
+    for key, tensor in tensors.items():
+        split = _split(key)
+        layer = layers(split[0]) if split else None
+        if split is None or layer is None:
+            strange.append(key)
+            continue
+        found.setdefault(layer, {})[split[1]] = tensor.float()
+    if strange:
+        raise UserError(
+            f"{source}: {len(strange)} of its {len(tensors)} tensors have no place in this model, first {strange[0]}; "
+            "is it of another model, or another kind than LoRA and DoRA?"
+        )
+    updates = {}
+    for layer, parts in found.items():
+        if not {"down", "up"} <= parts.keys():
+            raise UserError(f"{source}: {layer} has only {', '.join(parts)}; an update has two halves")
+        rank = parts["down"].shape[0]
+        factor = float(parts["alpha"]) / rank if "alpha" in parts else scaling(layer, rank)
+        magnitude = parts["magnitude"].flatten() if "magnitude" in parts else None
+        updates[layer] = Update(parts["down"], parts["up"], factor, magnitude)
+    return updates
+
+
+def layer_finder(names: set[str], *, model: str) -> Callable[[str], str | None]:
+    """For `read_updates`: finds layers of this module by the names that any of the layouts gives them.
+
+    names: of the module's linear layers. model: diffusers' class of its backbone.
+    """
+    backbone = [name.removeprefix(BACKBONE) for name in names if name.startswith(BACKBONE)]
+    known = {name: BACKBONE + name for name in backbone} | {name: name for name in names}
+    if model in COMFY_NAMES:
+        known |= {comfy_name(name, model): BACKBONE + name for name in backbone if BLOCKS.match(name)}
+    flat = {name.replace(".", "_"): layer for name, layer in known.items()}  # kohya's: lora_unet_blocks_0_self_attn_q
+    return lambda name: known.get(name) or flat.get(name.removeprefix("lora_unet_").removeprefix("lora_transformer_"))
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    """(layer without prefix, which of its tensors) of a file's key."""
+    kinds = {"down": DOWN, "up": UP, "magnitude": MAGNITUDE, "alpha": ALPHA}
+    for kind, endings in kinds.items():
+        if ending := next((ending for ending in endings if key.endswith(ending)), None):
+            name = key.removesuffix(ending)
+            prefix = next((each for each in PREFIXES if name.startswith(each)), "")
+            return name.removeprefix(prefix), kind
+    return None

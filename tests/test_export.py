@@ -1,0 +1,183 @@
+"""Adapters in other programs' files: read again they compute the same, and a file read in is the adapter it was."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_non_diffusers_ltx2_lora_to_diffusers,
+    _convert_non_diffusers_wan_lora_to_diffusers,
+)
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from avlit.checkpoints import CheckpointState, save_checkpoint
+from avlit.commands import export, import_adapter
+from avlit.commands.adapted import stand_on
+from avlit.commands.assembly import build_module
+from avlit.commands.generation import load_trained
+from avlit.commands.sample import newest_checkpoint
+from avlit.config import AdapterConfig, Config, ConfigError, from_yaml, load_config, to_yaml
+from avlit.errors import UserError
+from avlit.export import layouts
+from avlit.inherit import resolve_weights
+from avlit.runs import Run, create_run, list_runs
+from tests.kill_fuzz import tiny
+
+
+def saved(config: Config, runs: Path, *, weights: dict[str, Any], **state: Any) -> Run:
+    """A run with one checkpoint, as if it had been trained."""
+    run = create_run(runs, config.recipe, config=to_yaml(config), init_checkpoint=config.init)
+    kept = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    save_checkpoint(
+        run.checkpoints_dir,
+        weights=kept,
+        state=CheckpointState(step=3, seed=0, recipe=config.recipe, run=run.id, lineage=((run.id, 3),), **state),
+    )
+    return run
+
+
+def adapter_run(runs: Path, recipe: str, *words: str, kind: str = "lora", **adapter: Any) -> Run:
+    """A tiny base of random weights, and on it an adapter whose updates are random."""
+    given = [*tiny([f"recipe={recipe}"]), f"recipe={recipe}", f"runs_dir={runs}", "train.accelerator=cpu", *words]
+    config = load_config(given)
+    base = saved(config, runs, weights=build_module(config).model.state_dict())
+    path = str(resolve_weights(base.path).path)
+    config = replace(config, init=path, adapter=AdapterConfig(kind=kind, rank=4, **adapter))  # pyright: ignore
+    module = build_module(config)
+    stand_on(module, config, resolve_weights(base.path))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.trained_parameters.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return saved(config, runs, weights=module.saved_weights(), base_model=module.base_model, adapter=module.adapter)
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    """What the run's model computes with: every weight, updates added."""
+    from avlit.adapters import merge
+
+    config = from_yaml(run.read_config())
+    module = load_trained(config, newest_checkpoint(run, config))
+    merge(module.model)
+    return module.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout", "words", "adapter"),
+    [
+        ("mtv_stage5", "diffusers", (), {"alpha": 6.0, "modality": "video"}),
+        ("mtv_stage5", "comfyui", (), {"kind": "dora", "modality": "video"}),
+        ("mtv_stage5", "peft", (), {"kind": "rslora", "alpha": 3.0}),
+        ("mtv_stage5", "diffusers", (), {"kind": "dora", "alpha": 6.0, "modality": "video"}),
+        ("mmcontrol_backbone", "comfyui", (), {"alpha": 6.0}),
+        ("jova_stage2", "peft", (), {"kind": "dora"}),
+    ],
+)
+def test_an_export_is_read_again_and_imported_computes_the_same(
+    tmp_path: Path, recipe: str, layout: str, words: tuple[str, ...], adapter: dict[str, Any]
+):
+    run = adapter_run(tmp_path / "runs", recipe, *words, **adapter)
+    assert export.main([f"run={run.path}", f"format={layout}", f"out={tmp_path}/out", "licence=Apache-2.0"]) == 0
+    path = tmp_path / "out" / export.FILES[layout]
+    with safe_open(path, framework="pt") as file:
+        head = file.metadata()
+    assert head["rank"] == "4" and head["licence"] == "Apache-2.0" and len(head["base_model_fingerprint"]) == 32
+    assert head["avlit_version"] and head["training.steps"] == "3"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: Apache-2.0" in card and head["base_model_fingerprint"] in card and "compute what they did" in card
+
+    config = from_yaml(run.read_config())
+    given = [*tiny([f"recipe={recipe}"]), f"recipe={recipe}", f"init={config.init}", f"runs_dir={tmp_path}/runs"]
+    assert import_adapter.main([f"file={path}", "train.accelerator=cpu", *words, *given]) == 0
+    again = list_runs(tmp_path / "runs")[-1]
+    assert again.id != run.id
+    wanted, found = weights_of(run), weights_of(again)
+    assert wanted.keys() == found.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_names_for_comfyui_are_those_that_diffusers_reads_back():
+    update = layouts.Update(torch.randn(2, 6), torch.randn(6, 2), 1.0)
+    wan = [f"blocks.0.attn{n}.{each}" for n in (1, 2) for each in ("to_q", "to_k", "to_v", "to_out.0")]
+    wan += ["blocks.0.ffn.net.0.proj", "blocks.0.ffn.net.2"]
+    ltx = ["transformer_blocks.0.attn1.to_q", "transformer_blocks.3.audio_to_video_attn.to_out.0"]
+    cases = (
+        ("WanTransformer3DModel", wan, _convert_non_diffusers_wan_lora_to_diffusers),
+        ("LTX2VideoTransformer3DModel", ltx, _convert_non_diffusers_ltx2_lora_to_diffusers),
+    )
+    for model, names, convert in cases:
+        tensors = layouts.to_comfyui(dict.fromkeys(names, update), model=model)
+        plain = {
+            key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"): tensor
+            for key, tensor in tensors.items()
+            if not key.endswith(".alpha")
+        }
+        read = convert(plain)
+        expected = {f"transformer.{name}.lora_{each}.weight" for name in names for each in "AB"}
+        assert set(read) == expected, model
+    with pytest.raises(UserError, match=r"no name is known for proj_out of WanTransformer3DModel"):
+        layouts.comfy_name("proj_out", "WanTransformer3DModel")
+
+
+def test_a_merged_model_and_a_merged_run_compute_what_the_adapter_did(tmp_path: Path):
+    run = adapter_run(tmp_path / "runs", "mtv_stage5", modality="video")
+    wanted = weights_of(run)
+    assert export.main([f"run={run.path}", "format=diffusers", "merge=true", f"out={tmp_path}/out"]) == 0
+    loaded: Any = CogVideoXTransformer3DModel.from_pretrained(tmp_path / "out" / "transformer")
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, wanted[f"backbone.{name}"]), name
+    assert export.main([f"run={run.path}", "format=avlit", "merge=true"]) == 0
+    merged = list_runs(tmp_path / "runs")[-1]
+    config = from_yaml(merged.read_config())
+    assert not config.adapter.is_on and config.init is None
+    found = resolve_weights(merged.path).weights()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_what_others_cannot_load_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = adapter_run(tmp_path / "runs", "mtv_stage5")
+
+    def refused(*words: str) -> str:
+        with pytest.raises(UserError) as caught:
+            export.main([f"run={run.path}", *words])
+        return str(caught.value)
+
+    assert "format=… is missing" in refused()
+    assert "format=diffuser: must be one of diffusers, comfyui, peft, avlit" in refused("format=diffuser")
+    assert "are not of CogVideoXTransformer3DModel" in (message := refused("format=diffusers"))
+    assert "take format=peft or modality=video" in message
+    assert "modality=audio: the run's adapter has video, controlnet" in refused("format=peft", "modality=audio")
+    assert "peft takes an adapter beside the model" in refused("format=peft", "merge=true")
+    assert "adapted layers" in refused("format=diffusers", "merge=true")
+    assert "rnak=4: no such word" in refused("format=peft", "rnak=4")
+
+    def scaled(updates: dict[str, layouts.Update], **others: Any) -> dict[str, torch.Tensor]:
+        return {key: 1.01 * tensor for key, tensor in real(updates, **others).items()}
+
+    real = layouts.to_comfyui
+    monkeypatch.setattr(layouts, "to_comfyui", scaled)
+    assert "computes something else when it is read again" in refused("format=comfyui", "modality=video")
+
+
+def test_a_file_that_is_of_another_model_is_refused(tmp_path: Path):
+    run = adapter_run(tmp_path / "runs", "mtv_stage5", modality="video")
+    init = from_yaml(run.read_config()).init
+    words = [*tiny(["recipe=mtv_stage5"]), "recipe=mtv_stage5", f"init={init}", f"runs_dir={tmp_path}/runs"]
+    tensors = layouts.to_peft({"backbone.nowhere": layouts.Update(torch.ones(2, 4), torch.ones(4, 2), 1.0)})
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"2 of its 2 tensors have no place in this model, first base_model"):
+        import_adapter.main([f"file={tmp_path}/other.safetensors", *words])
+    half = {"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 4)}
+    save_file(half, tmp_path / "half.safetensors")
+    with pytest.raises(UserError, match=r"has only down; an update has two halves"):
+        import_adapter.main([f"file={tmp_path}/half.safetensors", *words])
+    (tmp_path / "lora.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"nothing else is read, for it may hold code"):
+        import_adapter.main([f"file={tmp_path}/lora.bin", *words])
+    with pytest.raises(ConfigError, match=r"adapter.rank=3: the file says what adapter it holds"):
+        import_adapter.main([f"file={tmp_path}/half.safetensors", *words, "adapter.rank=3"])
