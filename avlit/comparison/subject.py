@@ -107,8 +107,7 @@ def config_of(run: Run) -> dict[str, Any]:
     UserError: it cannot be read.
     """
     try:
-        values = yaml.load(run.read_config(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return flatten(values)
+        return flatten(yaml.safe_load(run.read_config()))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"run={run.id}: {run.config_path} cannot be read ({error}); put it back, or leave it out"
