@@ -8,6 +8,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from avlit.__main__ import main as avlit
 from avlit.comparison.comparison import Comparison, compare
 from avlit.comparison.curves import BUDGET, described, points_within, thinned
 from avlit.comparison.lineage import Stage
+from avlit.comparison.measures import better_of
 from avlit.comparison.page import write_page, write_single_file
 from avlit.comparison.selection import select
 from avlit.comparison.tables import conclusions, markdown
+from avlit.metrics import registry
 from avlit.mp4 import write_mp4
 from avlit.provenance import Provenance
 from avlit.runs import Run, create_run, find_run
@@ -221,6 +224,12 @@ def test_metrics_have_their_mean_and_spread_over_seeds_and_a_verdict(comparison:
     )
     assert "| val/loss/video ↓ " in markdown(made) and "**0.4050 ± 0.0071**" in markdown(made)
     assert "val/loss/video/noise/0" not in {row.name for row in made.main_rows}
+
+
+def test_directions_come_from_the_tables_and_the_registry_of_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "metrics", lambda: {"pose_error": SimpleNamespace(better="lower")})
+    names = ("val/loss/x", "val/lip_sync", "eval/lip_sync", "eval/digits/lip_sync", "eval/pose_error", "eval/new", "a")
+    assert [better_of(name) for name in names] == ["lower", *["higher"] * 3, "lower", "none", "none"]
 
 
 def test_a_difference_within_the_spread_of_seeds_is_not_called_clear(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def measure(subjects: Sequence[Subject], variants: Sequence[Variant], *, judges_
 
     judges_losses: False where the values of losses cannot be compared; no best is then named for them.
     """
-    rows = []
+    rows: list[Row] = []
     for name in _names(subjects):
         limit = common_step(subjects, name)
         cells = tuple(
@@ -164,7 +164,7 @@ def value_of(subject: Subject, name: str, limit: float = math.inf) -> Value | No
     if curve is None:
         value = subject.measured.get(name)
         return None if value is None else Value(subject.letter, subject.seed, value, None)
-    if name.startswith("val/"):
+    if name.startswith(("val/", "eval/")):
         point = curve.at(limit)
         return None if point is None else Value(subject.letter, subject.seed, point[1], point[0])
     return _mean_of_tail(subject, curve, limit)
@@ -181,10 +181,15 @@ def _mean_of_tail(subject: Subject, curve: Curve, limit: float) -> Value | None:
 
 
 def better_of(name: str) -> Better:
-    """Which way a metric is better: a loss lower, others as the papers' tables say."""
+    """Which way a metric is better: a loss lower, others as the papers' tables and the registry of metrics say."""
     if "/loss/" in name:
         return "lower"
-    return directions().get(name.removeprefix("val/"), "none")
+    metric = name.removeprefix("val/") if not name.startswith("eval/") else name.rpartition("/")[2]
+    if metric not in directions() and name.startswith("eval/"):
+        from avlit.metrics.registry import metrics  # imports torch: only for what no table has
+
+        return metrics()[metric].better if metric in metrics() else "none"
+    return directions().get(metric, "none")
 
 
 @cache
