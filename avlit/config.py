@@ -198,6 +198,9 @@ class OptimizerConfig:
     final: float = setting(
         0.0, "last learning rate as a share of the peak", low=0, high=1, not_with=("optimizer.schedule", "constant")
     )
+    states: Literal["fp32", "8bit"] = setting(
+        "fp32", "moments of large tensors: 8bit takes a quarter of the memory (torchao, `pip install avlit[states]`)"
+    )
 
 
 @dataclass
@@ -310,6 +313,11 @@ class Config:
     run_name: str | None = setting(None, "name of the run; null makes one from recipe and time")
     runs_dir: str = setting("runs", "folder of the runs")
     precision: Literal["bf16", "fp32"] = setting("bf16", "arithmetic of the forward pass; what is trained stays fp32")
+    attention: Literal["auto", "sdpa", "flash_attn", "flex"] = setting(
+        "auto",
+        "what computes attention in the layers: torch's sdpa, flash-attn (a GPU, bf16), torch's flex (a GPU); "
+        "auto is flash_attn where it can be imported and used, else sdpa",
+    )
     compile: Literal["none", "blocks"] = setting("none", "blocks: compile a layer of each kind, once for all layers")
     data: DataConfig = field(default_factory=DataConfig)
     codecs: CodecConfig = field(default_factory=CodecConfig)

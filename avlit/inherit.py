@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avlit.checkpoints import Checkpoint, load_checkpoint, newest_valid
 from avlit.commit import MANIFEST_NAME, CheckpointError, committed_dirs
+from avlit.eight_bit import is_8bit, joined, parts_of
 from avlit.ranks import fill, is_part, like_sharded
 from avlit.runs import RunNotFoundError, find_run
 
@@ -197,10 +198,10 @@ def flatten_optimizer(
             name = name_of[id(parameter)]
             for slot, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"{name}/{slot}"] = value
+                    tensors |= {f"{name}/{slot}{ending}": part for ending, part in parts_of(value).items()}
                 else:
                     scalars.setdefault(name, {})[slot] = value
-    return tensors, {"groups": groups, "scalars": scalars}
+    return tensors, {"groups": groups, "scalars": scalars, "states": "8bit" if is_8bit(optimizer) else "fp32"}
 
 
 def check_same_parameters(meta: Mapping[str, object], here: list[list[str]]) -> None:
@@ -227,13 +228,19 @@ def restore_optimizer(
     """
     name_of = {id(parameter): name for name, parameter in names.items()}
     check_same_parameters(meta, [[name_of[id(p)] for p in group["params"]] for group in optimizer.param_groups])
+    states, saved = ("8bit" if is_8bit(optimizer) else "fp32"), meta.get("states", "fp32")
+    if states != saved:
+        raise CheckpointError(
+            f"optimizer.states={states}: the checkpoint's moments are {saved}, of which no others are made; resume "
+            f"with optimizer.states={saved}, or start a new run with init="
+        )
     scalars: dict = dict(meta.get("scalars", {}))  # pyright: ignore[reportArgumentType, reportCallIssue]
     slots: dict[str, dict[str, object]] = {name: dict(values) for name, values in scalars.items()}
     for key, tensor in tensors.items():
         name, _, slot = key.rpartition("/")
         if name not in names:
             raise CheckpointError(f"the optimizer's state has {key}, which belongs to no parameter")
-        if tensor.ndim and tensor.shape != names[name].shape:
+        if tensor.ndim and tensor.shape != names[name].shape and not slot.endswith(".scale"):
             raise CheckpointError(
                 f"the optimizer's state has {key} of {list(tensor.shape)}, its parameter is {list(names[name].shape)}"
             )
@@ -245,7 +252,8 @@ def restore_optimizer(
             values = slots.get(name_of[id(parameter)], {})
             if values:
                 optimizer.state[parameter] = {
-                    slot: _placed(value, parameter, on_device=on_device) for slot, value in values.items()
+                    slot: _placed(value, parameter, on_device=on_device)
+                    for slot, value in joined(values, parameter).items()
                 }
 
 

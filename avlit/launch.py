@@ -38,15 +38,18 @@ class Launch:
 
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     """Who this process is; None where nothing started several. ConfigError: the nodes have not equally many."""
+
+    def number(name: str) -> int:
+        return int(environment[name])
+
     if "TORCHELASTIC_RUN_ID" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        launch = Launch("torchrun", *(int(environment[name]) for name in names))
+        local = number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE")
+        launch = Launch("torchrun", number("RANK"), number("WORLD_SIZE"), *local)
     elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        per_node = environment.get("SLURM_NTASKS_PER_NODE")
-        if per_node is None:
+        if "SLURM_NTASKS_PER_NODE" not in environment:
             raise ConfigError("srun: says nothing of SLURM_NTASKS_PER_NODE; give sbatch or srun --ntasks-per-node=…")
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        launch = Launch("srun", *(int(environment[name]) for name in names), int(per_node))
+        local = number("SLURM_LOCALID"), number("SLURM_NTASKS_PER_NODE")
+        launch = Launch("srun", number("SLURM_PROCID"), number("SLURM_NTASKS"), *local)
     else:
         return None
     if launch.world_size % launch.local_size:
@@ -59,11 +62,9 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
 
 def cluster_environment(launch: Launch | None) -> Any:
     """Lightning's part of it: whether processes are there, and under which ranks."""
-    from lightning.fabric.plugins.environments import (
-        LightningEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if launch is None:
         return LightningEnvironment()

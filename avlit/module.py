@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from avlit.batch import AVBatch
 from avlit.checkpoints import Checkpoint
 from avlit.config import OptimizerConfig, SampleConfig
+from avlit.eight_bit import build_adamw_8bit
 from avlit.inherit import check_base, check_same_parameters, load_base, restore_optimizer, restore_weights
 from avlit.objectives import Losses
 from avlit.randomness import Draws, seed_dropout
@@ -44,6 +45,8 @@ def lr_factor(step: int, *, kind: str, steps: int, warmup: float, final: float) 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW, fused: one kernel, and it can leave out an update without asking the device (`found_inf`)."""
+    if config.states == "8bit":
+        return build_adamw_8bit(parameters, config)
     return torch.optim.AdamW(
         parameters,
         lr=config.lr,

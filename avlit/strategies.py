@@ -7,6 +7,7 @@ else knows: a parameter that is sharded is a DTensor, of which `avlit.ranks` has
 from __future__ import annotations
 
 from dataclasses import dataclass
+from shutil import which
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +23,10 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from avlit.eight_bit import has_torchao
 from avlit.errors import ConfigError
 from avlit.launch import find_launch
+from avlit.models.attention import Attention, has_flash_attn
 from avlit.models.backbones import LayerRun
 
 if TYPE_CHECKING:
@@ -104,6 +107,23 @@ class StrategyPlan:
         module.sharding = self.sharding
 
 
+COMPUTED_LOW = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that autocast computes in bfloat16, whatever the precision of their weights."""
+
+
+def lower_frozen(module: AVModule) -> None:
+    """Keep in bfloat16 the frozen weights that autocast would cast at every use: the numbers are the same.
+
+    Only of those that no checkpoint holds, since others may be trained by a later run. Once all weights are loaded.
+    """
+    names = module.released - module.trained_parameters.keys()
+    for prefix, layer in module.model.named_modules():
+        if isinstance(layer, COMPUTED_LOW):
+            for name, parameter in layer.named_parameters(recurse=False):
+                if f"{prefix}.{name}" in names and parameter.dtype == torch.float32:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def plan_strategy(config: Config) -> StrategyPlan:
     """The plan for this machine. ConfigError: a combination that does not work, with the reason."""
     is_gpu = config.train.accelerator != "cpu" and torch.cuda.is_available()
@@ -115,7 +135,9 @@ def plan_strategy(config: Config) -> StrategyPlan:
             f"train.devices={launch.world_size}"
         )
     sharding = sharding_of(config, kind, nodes=launch.nodes if launch else 1)
-    run = LayerRun(config.strategy.activation_checkpointing, config.compile == "blocks")
+    attention = attention_of(config, is_gpu=is_gpu)
+    refuse(config, kind, attention, is_gpu=is_gpu)
+    run = LayerRun(config.strategy.activation_checkpointing, config.compile == "blocks", attention)
     lightning: Strategy | str = {"one": "auto", "ddp": "ddp"}.get(kind, "")
     if kind == "fsdp2":
         backend = ("cpu:gloo,cuda:nccl" if config.strategy.cpu_offload else None) if is_gpu else "gloo"
@@ -123,6 +145,50 @@ def plan_strategy(config: Config) -> StrategyPlan:
             data_parallel_size=config.train.devices, tensor_parallel_size=1, process_group_backend=backend
         )
     return StrategyPlan(lightning, sharding, run)
+
+
+def refuse(config: Config, kind: Kind, attention: Attention, *, is_gpu: bool) -> None:
+    """ConfigError for what does not go together, and why; docs/strategies.md has it as a table."""
+    settings = config.strategy
+    if settings.cpu_offload and not is_gpu:
+        raise ConfigError("strategy.cpu_offload=true: without a GPU all is in the host's memory already; leave it out")
+    if config.optimizer.states == "8bit":
+        if kind == "fsdp2":
+            raise ConfigError(
+                "optimizer.states=8bit: not with strategy=fsdp2, whose ranks would quantise blocks of their own "
+                "parts: a checkpoint could not be resumed exactly on another number of them; use strategy=ddp, or fp32"
+            )
+        if not has_torchao():
+            raise ConfigError("optimizer.states=8bit: needs torchao; `pip install torchao`, or leave it at fp32")
+    if config.compile == "blocks":
+        if settings.activation_checkpointing == "selective":
+            raise ConfigError(
+                "compile=blocks: not with strategy.activation_checkpointing=selective, whose policy sees no operation "
+                "inside a compiled layer; use blocks or none"
+            )
+        if attention != "sdpa":
+            raise ConfigError(f"compile=blocks: not with attention={attention}, on which a compiled layer would break")
+        if not is_gpu and not any(which(name) for name in ("g++", "clang++", "c++")):
+            raise ConfigError("compile=blocks: needs a C++ compiler on a CPU, and there is no g++ or clang++ here")
+
+
+def attention_of(config: Config, *, is_gpu: bool) -> Attention:
+    """The backend that `attention=` means here. ConfigError: the one that is named cannot be used."""
+    suits_flash = is_gpu and config.precision == "bf16"
+    if config.attention == "auto":
+        return "flash_attn" if suits_flash and has_flash_attn() and config.compile == "none" else "sdpa"
+    if config.attention == "flash_attn":
+        if not suits_flash:
+            raise ConfigError(
+                f"attention=flash_attn: its kernels need a GPU and precision=bf16, here is a "
+                f"{'GPU' if is_gpu else 'CPU'} and precision={config.precision}; use attention=sdpa"
+            )
+        if not has_flash_attn():
+            raise ConfigError("attention=flash_attn: flash-attn is not installed (`pip install avlit[flash]`)")
+        return "flash_attn"
+    if config.attention == "flex" and not is_gpu:
+        raise ConfigError("attention=flex: has no backward pass on a CPU; use attention=sdpa")
+    return config.attention
 
 
 def kind_of(config: Config, *, is_gpu: bool) -> Kind:

@@ -177,7 +177,7 @@ class TrainingLog(pl.Callback):
         metrics = self.sums.read("train", over_ranks=True)  # waits for the device: the clock is read after it
         seconds, waited = time.perf_counter() - self.started, self.waited_s() - self.waited_before
         metrics |= {
-            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
             "train/skipped_updates": float(module.skipped),
             "data/key_hash": float(self._key_hash_of_all_ranks()),
             "data/damaged": float(self.num_damaged()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +68,7 @@ def sample_clips(
             if gives_first_frame and batch.video_latents is not None:
                 keyframes = torch.zeros(len(part), batch.video_latents.shape[2], dtype=torch.bool, device=module.device)
                 keyframes[:, 0] = True
-            # The units of a sharded model are gathered in the precision of its training.
-            precision = module.trainer.precision_plugin.forward_context() if is_sharded(module.model) else nullcontext()
-            with precision:
+            with precision_of_training(module):
                 latents = module.sample(
                     batch,
                     seeds=[seed + number for number in part],
@@ -89,6 +87,12 @@ def sample_clips(
                     waveform = fit(sound, round(batch.duration_s * rate_hz))
                 made[number] = SampledClip(videos[row], waveform, rate_hz, latents.audio is not None)
     return [made[number] for number in range(len(clips))]
+
+
+def precision_of_training(module: AVModule) -> AbstractContextManager[object]:
+    """For a module that is in training, where frozen layers and the units of a sharded model may be bfloat16."""
+    is_lowered = is_sharded(module.model) or any(p.dtype == torch.bfloat16 for p in module.model.parameters())
+    return module.trainer.precision_plugin.forward_context() if module._trainer and is_lowered else nullcontext()
 
 
 def to_frames(video: Tensor) -> np.ndarray:

@@ -146,7 +146,7 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
     import torch
 
     from avlit.sampling import build_scheduler
-    from avlit.strategies import plan_strategy
+    from avlit.strategies import lower_frozen, plan_strategy
 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -171,6 +171,8 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
     # An unsuited sampler must not surface at the end.
     build_scheduler(config.sample.scheduler, module.scheduler_settings, steps=config.sample.steps)
     lineage = start_weights(module, config, run, checkpoint)
+    if config.precision == "bf16":
+        lower_frozen(module)
     return Prepared(
         config=config,
         run=run,

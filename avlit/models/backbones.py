@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
+from avlit.models.attention import Attention, AttentionMode
+
 Rotary = tuple[Tensor, Tensor]
 Stock = Any  # a diffusers module: neither its config nor its submodules are declared to type checkers
 Inject = Callable[..., Tensor]
@@ -42,11 +44,13 @@ class LayerRun:
     """How a model runs its layers.
 
     recompute: activations that the backward pass computes again: blocks, all within a layer; selective, all but the
-    results of attention and of every second matrix product. is_compiled: one graph for each kind of layer.
+    results of attention and of every second matrix product. is_compiled: one graph for each kind of layer. attention:
+    see `AttentionMode`.
     """
 
     recompute: Literal["none", "blocks", "selective"] = "none"
     is_compiled: bool = False
+    attention: Attention = "sdpa"
 
 
 def run_layer(function: Layer, *args: object, run: LayerRun, units: Sequence[nn.Module] = ()) -> tuple[Tensor, ...]:
@@ -57,6 +61,8 @@ def run_layer(function: Layer, *args: object, run: LayerRun, units: Sequence[nn.
     """
     if run.is_compiled:
         function = compiled(function)
+    if run.attention != "sdpa":
+        function = partial(attending, run.attention, function)
     if run.recompute != "none" and torch.is_grad_enabled():
         contexts = selective_contexts if run.recompute == "selective" else noop_context_fn
         function = partial(checkpoint, function, use_reentrant=False, context_fn=contexts)
@@ -64,6 +70,12 @@ def run_layer(function: Layer, *args: object, run: LayerRun, units: Sequence[nn.
         if (within := getattr(unit, "within", None)) is not None:
             function = partial(within, function)
     return function(*args)
+
+
+def attending(attention: Attention, function: Layer, *args: object) -> tuple[Tensor, ...]:
+    """The layer with its attention computed so; within what is computed again, too."""
+    with AttentionMode(attention):
+        return function(*args)
 
 
 @cache
