@@ -41,6 +41,11 @@ sample *words: setup
 inspect *words: setup
     @{{python}} -m avlit inspect "$@"
 
+# the papers' metrics: run=last | clips_dir=FOLDER [metrics=A,B|list] [clips=64] [weights.KEY=PATH]
+[no-exit-message]
+evaluate *words: setup
+    @{{python}} -m avlit evaluate "$@"
+
 # runs side by side, as a table and a page: run=A run=B … | run=last:3 | tag=KEY=VALUE | experiment=NAME
 [no-exit-message]
 compare *words: setup

@@ -14,6 +14,7 @@ COMMANDS = {
     "resume": "go on with a run exactly where it was stopped or killed: run=last|ID|FOLDER [KEY=VALUE …]",
     "sample": "make clips from a run: run=last [prompt=… speech=a.wav image.0=a.png out=a.mp4 | jobs=FILE out=FOLDER]",
     "inspect": "what a model does, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=…]",
+    "evaluate": "the papers' metrics: run=last | clips_dir=FOLDER [metrics=A,B|list] [clips=64] [weights.KEY=PATH]",
     "compare": "runs side by side, as a table and a page: run=A run=B … | run=last:3 | tag=KEY=VALUE | experiment=NAME",
     "finetune": "an adapter for your own clips: recipe=mtv_stage5 init=RUN data.root=my_clips/ [plan=true]",
     "export": "an adapter as others load it, read back and compared: run=last format=diffusers|comfyui|peft",
