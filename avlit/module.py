@@ -121,6 +121,11 @@ class AVModule(pl.LightningModule):
         """
         return frozenset()
 
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Precision in which released weights that stay frozen are kept; what trains is float32."""
+        return torch.float32
+
     def load_base(self, checkpoint: Checkpoint) -> str:
         """Fill the tensors of `base_names` from a checkpoint, as released weights would; returns in words what was."""
         self.base_model = load_base(self.model, checkpoint, self.base_names)

@@ -131,7 +131,14 @@ class TextConnectors(nn.Module):
 def load_text_connectors(
     folder: Path, *, key: str = KEY, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TextConnectors:
-    """Those in `folder/connectors` of a released LTX-2; `key` is the setting that a UserError blames."""
+    """Those in `folder/connectors` of a released LTX-2; `key` is the setting that a UserError blames.
+
+    Where torch makes tensors on the meta device, they are LTX-2's without weights, and no folder is read.
+    """
+    if torch.get_default_device().type == "meta":
+        from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+
+        return TextConnectors(LTX2TextConnectors()).to(dtype)
     source, _ = _connectors_folder(key, folder)
     return TextConnectors(_load_connectors(key, source, dtype)).to(device)
 

@@ -71,12 +71,13 @@ class MMControl(AVModule):
         self.config = config
         self.connectors = None  # beside the model, so that no checkpoint holds them
         if config.codecs.text == "gemma":
-            self.connectors = load_text_connectors(Path(config.codecs.text_weights or ""), dtype=self._frozen_dtype)
+            self.connectors = load_text_connectors(Path(config.codecs.text_weights or ""), dtype=self.frozen_dtype)
         self.grid = _grid(config)
         self.blank: dict[tuple[int, ...], Tensor] = {}  # grey and silence by their size
 
     @property
-    def _frozen_dtype(self) -> torch.dtype:
+    def frozen_dtype(self) -> torch.dtype:
+        """The folder's where the run computes in bf16, which is LTX-2's own."""
         return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
 
     def freeze(self) -> None:
@@ -91,7 +92,7 @@ class MMControl(AVModule):
         A frozen backbone stays in the folder's precision where the run computes in bf16; what trains is float32.
         """
         report = load_backbone(self.model, folder)
-        if not self.config.has_controls or self._frozen_dtype == torch.float32:
+        if not self.config.has_controls or self.frozen_dtype == torch.float32:
             self.model.backbone.float()
         self.released = frozenset(report.loaded)
         self.base_model = fingerprint(Path(report.folder).glob("*.safetensors"))
@@ -248,6 +249,8 @@ class MMControl(AVModule):
 
     def _empty(self, like: Tensor) -> Tensor:
         """Latents [1, C, T, h, w] of a grey video of the size of `like` [B, C, T, h, w]."""
+        if like.is_meta:  # only shapes count
+            return torch.empty_like(like[:1])
         size = tuple(like.shape[2:])
         if size not in self.blank:
             temporal, spatial = self.grid.temporal_factor, self.grid.spatial_factor
@@ -261,6 +264,8 @@ class MMControl(AVModule):
 
     def _silence(self, like: Tensor, num_latents: int) -> Tensor:
         """The first latents of silence, [1, num_latents, C]."""
+        if like.is_meta:
+            return like.new_empty(1, num_latents, like.shape[2])
         size = (num_latents,)
         if size not in self.blank:
             codecs = self.config.codecs
