@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from avlit.checkpoints import CheckpointState, save_checkpoint
 from avlit.commands import export, import_adapter
-from avlit.commands.adapted import stand_on
+from avlit.commands.adapted import go_on_with, root_of, stand_on
 from avlit.commands.assembly import build_module
+from avlit.commands.finetune import read_request
 from avlit.commands.generation import load_trained
 from avlit.commands.sample import newest_checkpoint
 from avlit.config import AdapterConfig, Config, ConfigError, from_yaml, load_config, to_yaml
@@ -95,6 +96,12 @@ def test_an_export_is_read_again_and_imported_computes_the_same(
     assert import_adapter.main([f"file={path}", "train.accelerator=cpu", *words, *given]) == 0
     again = list_runs(tmp_path / "runs")[-1]
     assert again.id != run.id
+    going_on = [word for word in given if not word.startswith(("init=", "data.num_clips="))]
+    going_on += ["data.root=my_clips", f"init={again.path}"]
+    continued = read_request(going_on).config
+    module = build_module(continued)
+    stand_on(module, continued, root_of(resolve_weights(again.path)))
+    go_on_with(module, resolve_weights(again.path))  # what a training from it does first
     wanted, found = weights_of(run), weights_of(again)
     assert wanted.keys() == found.keys()
     for name, tensor in wanted.items():
@@ -106,6 +113,7 @@ def test_names_for_comfyui_are_those_that_diffusers_reads_back():
     wan = [f"blocks.0.attn{n}.{each}" for n in (1, 2) for each in ("to_q", "to_k", "to_v", "to_out.0")]
     wan += ["blocks.0.ffn.net.0.proj", "blocks.0.ffn.net.2"]
     ltx = ["transformer_blocks.0.attn1.to_q", "transformer_blocks.3.audio_to_video_attn.to_out.0"]
+    ltx += list(layouts.COMFY_ENDS["LTX2VideoTransformer3DModel"])
     cases = (
         ("WanTransformer3DModel", wan, _convert_non_diffusers_wan_lora_to_diffusers),
         ("LTX2VideoTransformer3DModel", ltx, _convert_non_diffusers_ltx2_lora_to_diffusers),
@@ -120,8 +128,8 @@ def test_names_for_comfyui_are_those_that_diffusers_reads_back():
         read = convert(plain)
         expected = {f"transformer.{name}.lora_{each}.weight" for name in names for each in "AB"}
         assert set(read) == expected, model
-    with pytest.raises(UserError, match=r"no name is known for proj_out of WanTransformer3DModel"):
-        layouts.comfy_name("proj_out", "WanTransformer3DModel")
+    with pytest.raises(UserError, match=r"no name is known for condition_embedder.time_proj of WanTransformer3DModel"):
+        layouts.comfy_name("condition_embedder.time_proj", "WanTransformer3DModel")
 
 
 def test_a_merged_model_and_a_merged_run_compute_what_the_adapter_did(tmp_path: Path):

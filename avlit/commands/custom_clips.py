@@ -120,7 +120,7 @@ def replayed(wanted: Finetuning, shards: Path) -> dict[str, str]:
     for _, shard in own.select("train"):
         counts[shard.subset] += shard.samples
     name = hashlib.sha256(repr((base.manifest_hash, sorted(weights.items()), own.manifests[0].identity)).encode())
-    out = shards.parent / f"replay-{name.hexdigest()[:16]}"
+    out = wanted.cache / f"replay-{name.hexdigest()[:16]}"
     if not is_prepared(out):
         building = out.with_name(f".{out.name}")
         shutil.rmtree(building, ignore_errors=True)

@@ -22,12 +22,15 @@ from data.prepare.config import WindowConfig
 FORMATS = ("none", "peft", "diffusers", "comfyui")
 OWN_WORDS = ("plan", "format", "replay", "data.cache_dir")
 PREPARE = "prepare."
-DEFAULTS = {"adapter": "lora", "data.subsets": "{}"}
+DEFAULTS = {"adapter": "lora", "data.subsets": "{}", "sample.sync_clips": "0"}
 """What differs from the recipe's own settings unless it is said; subsets: all that the clips are of."""
 DEFAULTS_OF_SIZE = {
-    "tiny": {"optimizer.lr": "1e-3", "train.steps": "200", "validation.every": "50", "checkpoint.every": "50"},
-    "": {"optimizer.lr": "1e-4", "train.steps": "2000", "validation.every": "250", "checkpoint.every": "250"},
-}
+    "tiny": {
+        "adapter.rank": "32", "optimizer.lr": "3e-3", "train.steps": "400", "checkpoint.every": "50",
+        "validation.every": "100",
+    },
+    "": {"optimizer.lr": "1e-4", "train.steps": "2000", "checkpoint.every": "250", "validation.every": "250"},
+}  # fmt: skip
 """The same by size, "" for any other: chosen; those of `tiny` are measured (README)."""
 
 
@@ -35,13 +38,15 @@ DEFAULTS_OF_SIZE = {
 class Finetuning:
     """What the words ask for. data.root of `config` is as given: a plain folder, or shards.
 
-    prepare: keys of `just prepare`, those that both share included. replay: share of the batches that is clips which
-    the base was trained on; None is the default where those can be had. format: of the export, `none` for none.
+    prepare: keys of `just prepare`, those that both share included; said: those that were for it alone. replay: share
+    of the batches that is clips which the base was trained on; None is the default where those can be had. format: of
+    the export, `none` for none.
     """
 
     config: Config
     words: dict[str, str]
     prepare: dict[str, str]
+    said: tuple[str, ...]
     replay: float | None
     format: str
     is_plan: bool
@@ -60,18 +65,20 @@ def main(words: Sequence[str]) -> int:
     from avlit.commands import custom_clips
 
     root = Path(str(wanted.config.data.root))
-    rows = [] if custom_clips.is_prepared(root) else custom_clips.clip_rows(wanted.config)
+    is_prepared = custom_clips.is_prepared(root)
+    if is_prepared and wanted.said:
+        raise ConfigError(f"prepare.{wanted.said[0]}: has no effect, data.root={root} holds shards; leave it out")
+    rows = [] if is_prepared else custom_clips.clip_rows(wanted.config)
     if wanted.is_plan:
         from avlit.commands.finetune_plan import plan_lines
 
-        print("\n".join(plan_lines(wanted.config, rows, wanted.prepare, format=wanted.format)))
+        print("\n".join(plan_lines(wanted, rows)))
         return 0
-    if rows:
-        shards = custom_clips.prepared(wanted.config, rows, wanted.prepare, cache=wanted.cache)
-        if shards is None:
-            return 1
-        words_of_data = {"data.root": str(shards), **custom_clips.replayed(wanted, shards)}
-        wanted = replace(wanted, config=load_config(as_words({**wanted.words, **words_of_data})))
+    shards = root if is_prepared else custom_clips.prepared(wanted.config, rows, wanted.prepare, cache=wanted.cache)
+    if shards is None:
+        return 1
+    words_of_data = {"data.root": str(shards), **custom_clips.replayed(wanted, shards)}
+    wanted = replace(wanted, config=load_config(as_words({**wanted.words, **words_of_data})))
     outcome = train(wanted.config)
     if outcome.exit_status:
         return outcome.exit_status
@@ -109,12 +116,15 @@ def read_request(words: Sequence[str]) -> Finetuning:
             near = nearest(own[key], allowed)
             hint = f"; did you mean {near}?" if near else ""
             raise ConfigError(f"{key}={own[key]}: must be one of {', '.join(allowed)}{hint}")
+    said = tuple(prepare)
     shared = {f"data.{name}" for name in asdict(WindowConfig())}
     prepare = {key: text for key, text in given.items() if key in shared or key.startswith("codecs.")} | prepare
     size = given.get("size", "tiny")
     defaults = {**DEFAULTS, **DEFAULTS_OF_SIZE.get(size, DEFAULTS_OF_SIZE[""])}
     if "adapter.kind" in given:
         del defaults["adapter"]
+    if "own" in (given.get("adapter"), given.get("adapter.kind")):
+        defaults.pop("adapter.rank", None)
     if given.get("init"):
         settled, _ = settle_init(Config(init=given["init"], runs_dir=given.get("runs_dir", Config.runs_dir)))
         given["init"] = str(settled.init)
@@ -125,6 +135,7 @@ def read_request(words: Sequence[str]) -> Finetuning:
         config=load_config(as_words(merged)),
         words=merged,
         prepare=prepare,
+        said=said,
         replay=_share(own.get("replay")),
         format=own.get("format", "peft"),
         is_plan=own.get("plan") == "true",

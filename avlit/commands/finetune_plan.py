@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from avlit.media import MediaError, probe
 from data.manifest import read_manifest
 from data.prepare.config import PrepareConfig
 from data.prepare.tables import ClipRow
+
+if TYPE_CHECKING:
+    from avlit.commands.finetune import Finetuning
 
 NUMBERS_PER_TOKEN = 40
 """Numbers that a block keeps of each token and each of the model's widths for the backward pass: inputs of its norms,
@@ -37,11 +40,13 @@ class Windows:
     notes: tuple[str, ...]
 
 
-def plan_lines(config: Config, rows: list[ClipRow], words: Mapping[str, str], *, format: str) -> list[str]:
+def plan_lines(wanted: Finetuning, rows: list[ClipRow]) -> list[str]:
     """The plan in words. rows: clips of a plain folder, none where `data.root` holds shards already."""
+    config, format = wanted.config, wanted.format
+    share = custom_clips.DEFAULT_REPLAY if wanted.replay is None else wanted.replay
     root = Path(str(config.data.root))
     if rows:
-        how = custom_clips.prepare_config(config, words, source=root, out=root / "-")
+        how = custom_clips.prepare_config(config, wanted.prepare, source=root, out=root / "-")
         found = count_windows(rows, how)
         lines = [
             f"prepare: {found.clips} clips of {found.seconds:.1f} s to about {found.windows} windows of "
@@ -61,7 +66,8 @@ def plan_lines(config: Config, rows: list[ClipRow], words: Mapping[str, str], *,
     clips = train.steps * config.data.batch_size
     lines += [
         f"train: {train.steps} steps of {config.data.batch_size} clips, {tokens} tokens a clip, "
-        f"{clips * tokens / 1e6:.1f} M tokens; each window about {clips / max(windows, 1):.0f} times",
+        f"{clips * tokens / 1e6:.1f} M tokens; {share:.0%} of them clips of the base, where they can be had, so each "
+        f"window about {(1 - share) * clips / max(windows, 1):.0f} times",
         f"adapter={config.adapter.kind}: {trained / 1e6:.2f} M of {total / 1e6:.2f} M weights train",
         f"memory: about {_size(training_bytes(config, module.model, total=total, trained=trained, tokens=tokens))}",
     ]

@@ -25,29 +25,40 @@ _WAN = (
     (".attn1.to_out.0", ".self_attn.o"), (".attn2.to_out.0", ".cross_attn.o"), (".attn1.to_", ".self_attn."),
     (".attn2.to_", ".cross_attn."), (".ffn.net.0.proj", ".ffn.0"), (".ffn.net.2", ".ffn.2"),
 )  # fmt: skip
-_LTX2 = (
-    ("audio_proj_in", "audio_patchify_proj"), ("audio_time_embed", "audio_adaln_single"),
-    ("av_cross_attn_video_scale_shift", "av_ca_video_scale_shift_adaln_single"),
-    ("av_cross_attn_audio_scale_shift", "av_ca_audio_scale_shift_adaln_single"),
-    ("av_cross_attn_video_a2v_gate", "av_ca_a2v_gate_adaln_single"),
-    ("av_cross_attn_audio_v2a_gate", "av_ca_v2a_gate_adaln_single"),
-)  # fmt: skip
 COMFY_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "CogVideoXTransformer3DModel": _COGVIDEOX,
     "WanTransformer3DModel": _WAN,
-    "LTX2VideoTransformer3DModel": _LTX2,
+    "LTX2VideoTransformer3DModel": (),
 }
-"""Class of diffusers -> parts of its layers' names and what ComfyUI's own model calls them, tried in this order."""
+"""Class of diffusers -> parts of its blocks' layers' names and what ComfyUI's own model calls them, in this order."""
+COMFY_ENDS: dict[str, dict[str, str]] = {
+    "CogVideoXTransformer3DModel": {name: name for name in ("patch_embed.text_proj", "norm_out.linear", "proj_out")},
+    "WanTransformer3DModel": {"proj_out": "head.head"},
+    "LTX2VideoTransformer3DModel": {
+        "proj_in": "patchify_proj",
+        "audio_proj_in": "audio_patchify_proj",
+        "proj_out": "proj_out",
+        "audio_proj_out": "audio_proj_out",
+        "time_embed.linear": "adaln_single.linear",
+        "audio_time_embed.linear": "audio_adaln_single.linear",
+        "av_cross_attn_video_scale_shift.linear": "av_ca_video_scale_shift_adaln_single.linear",
+        "av_cross_attn_audio_scale_shift.linear": "av_ca_audio_scale_shift_adaln_single.linear",
+        "av_cross_attn_video_a2v_gate.linear": "av_ca_a2v_gate_adaln_single.linear",
+        "av_cross_attn_audio_v2a_gate.linear": "av_ca_v2a_gate_adaln_single.linear",
+    },
+}
+"""The same for layers before and after the blocks, by their whole names."""
 BLOCKS = re.compile(r"(transformer_blocks|blocks)\.\d+\.")
 
 
 def comfy_name(layer: str, model: str) -> str:
     """What ComfyUI calls a layer of diffusers' class `model`; UserError where its names are not known here."""
+    if (end := COMFY_ENDS.get(model, {}).get(layer)) is not None:
+        return end
     if model not in COMFY_NAMES or not BLOCKS.match(layer):
-        known = ", ".join(COMFY_NAMES)
         raise UserError(
-            f"format=comfyui: no name is known for {layer} of {model}; there are names for layers in the blocks of "
-            f"{known}; take format=diffusers, or train adapter.targets inside the blocks"
+            f"format=comfyui: no name is known for {layer} of {model}, only for layers of the blocks of "
+            f"{', '.join(COMFY_NAMES)} and some around them; take format=diffusers or format=peft"
         )
     for ours, theirs in COMFY_NAMES[model]:
         layer = layer.replace(ours, theirs)
@@ -142,7 +153,8 @@ def layer_finder(names: set[str], *, model: str) -> Callable[[str], str | None]:
     backbone = [name.removeprefix(BACKBONE) for name in names if name.startswith(BACKBONE)]
     known = {name: BACKBONE + name for name in backbone} | {name: name for name in names}
     if model in COMFY_NAMES:
-        known |= {comfy_name(name, model): BACKBONE + name for name in backbone if BLOCKS.match(name)}
+        ends = COMFY_ENDS[model]
+        known |= {comfy_name(name, model): BACKBONE + name for name in backbone if BLOCKS.match(name) or name in ends}
     flat = {name.replace(".", "_"): layer for name, layer in known.items()}  # kohya's: lora_unet_blocks_0_self_attn_q
     return lambda name: known.get(name) or flat.get(name.removeprefix("lora_unet_").removeprefix("lora_transformer_"))
 

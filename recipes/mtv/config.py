@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from avlit.adapter_config import ATTENTION
 from avlit.config import (
     AdapterPart,
     CodecConfig,
@@ -105,12 +106,17 @@ class MTVConfig(Config):
 
     @property
     def adapter_parts(self) -> dict[str, AdapterPart]:
-        """The backbone's attention, and the injections of the ControlNet."""
+        """The backbone's attention, and that of the ControlNet.
+
+        At `tiny` all layers: what that model lacks for photographs is in every one, for it has seen drawings alone.
+        """
+        video, control = ATTENTION, ("to_q", "to_kv", "to_qkv", "to_out")
+        if self.size == "tiny":
+            video = (*video, "net.0.proj", "net.2", "linear", "text_proj", "proj_out")
+            control = (*control, "style", "mlp.0", "mlp.2")
         return {
-            "video": AdapterPart(modules=(r"backbone\.",)),
-            "controlnet": AdapterPart(
-                modules=(r"injections\.", r"control\."), targets=("to_q", "to_kv", "to_qkv", "to_out")
-            ),
+            "video": AdapterPart(modules=(r"backbone\.",), targets=video),
+            "controlnet": AdapterPart(modules=(r"injections\.", r"control\."), targets=control),
         }
 
     @property
