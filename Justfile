@@ -76,6 +76,11 @@ prepare *words: setup
 recipes *words: setup
     @{{python}} -m avlit recipes "$@"
 
+# what a run needs of each GPU, and what to change: recipe=… size=paper [gpus=8 memory=80GB] [KEY=VALUE …]
+[no-exit-message]
+plan *words: setup
+    @{{python}} -m avlit plan "$@"
+
 # print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]
 [no-exit-message]
 config *words: setup

@@ -21,13 +21,14 @@ COMMANDS = {
     "import": "a LoRA of diffusers, ComfyUI or peft as a run: file=LORA.safetensors recipe=mtv_stage5 init=RUN",
     "prepare": "raw clips to shards: source=FOLDER captions=FILE.jsonl out=FOLDER",
     "recipes": "list the recipes, one line each",
+    "plan": "what a run needs of each GPU, and what to change: recipe=… size=paper [gpus=8 memory=80GB] [KEY=VALUE …]",
     "config": "print every key of a config: recipe=mtv_stage3 [size=tiny|paper] [KEY=VALUE …]",
     "ui": "show the runs in MLflow's page, on this machine only",
 }
 """Name -> one line; kept here, so that help imports no command."""
 
-MODULES = {"import": "import_adapter"}
-"""Commands whose module is named otherwise."""
+MODULES = {"import": "import_adapter", "plan": "estimate"}
+"""Commands whose module has another name: `import` is a word of Python, `plan` lays out a sampler's request."""
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avlit.__main__ import COMMANDS, main
+from avlit.__main__ import COMMANDS, MODULES, main
 from avlit.config import from_yaml, load_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def test_help_lists_every_command_and_each_one_exists(capsys: pytest.CaptureFixt
     lines = capsys.readouterr().out.splitlines()
     for name, about in COMMANDS.items():
         assert any(line.split() == [name, *about.split()] for line in lines)
-        assert importlib.util.find_spec(f"avlit.commands.{name}") is not None
+        assert importlib.util.find_spec(f"avlit.commands.{MODULES.get(name, name)}") is not None
 
 
 def test_recipes_lists_each_with_its_line(capsys: pytest.CaptureFixture[str]):
