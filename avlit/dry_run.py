@@ -70,14 +70,24 @@ CPU_ATTENTION_FLOPS = {
 """What torch's own table of operations lacks."""
 
 
+ATTENTION_BACKWARD = frozenset(
+    {
+        _ATEN._scaled_dot_product_flash_attention_backward,
+        _ATEN._scaled_dot_product_efficient_attention_backward,
+        _ATEN._scaled_dot_product_flash_attention_for_cpu_backward,
+    }
+)
+"""Of their five matrix products the first makes the scores again, which model FLOPs leave out."""
+
+
 @dataclass(frozen=True)
 class StepCost:
     """The forward and the backward pass of one micro-batch on one device.
 
     flops: floating-point operations of matrix products, convolutions and attentions; recomputed_flops: of those that
-    activation checkpointing does again, on top. forward_bytes, backward_bytes: most bytes at once in either pass,
-    besides weights and their gradients. growing_bytes: the second with the gradients as they come, for a backward pass
-    that finds none.
+    activation checkpointing and attention's backward pass do again, on top. forward_bytes, backward_bytes: most bytes
+    at once in either pass, besides weights and their gradients. growing_bytes: the second with the gradients as they
+    come, for a backward pass that finds none.
     """
 
     flops: int
@@ -231,8 +241,9 @@ class _Ledger(TorchDispatchMode):
                 self.made[key] = made, flops
         # Autograd is off in a backward pass, but for what is computed again.
         is_again = self.is_backward and torch.is_grad_enabled()
-        self.recomputed_flops += flops if is_again else 0
-        self.flops += 0 if is_again else flops
+        again = flops if is_again else flops // 5 if func.overloadpacket in ATTENTION_BACKWARD else 0
+        self.recomputed_flops += again
+        self.flops += flops - again
         if is_pure(func):  # else the storage is of an argument, which may be a weight
             for each in out if isinstance(out, tuple | list) else (out,):
                 if isinstance(each, Tensor) and each.is_meta:

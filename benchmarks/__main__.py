@@ -7,6 +7,7 @@ from benchmarks import (
     joint,
     loop,
     mouth_loss,
+    plan,
     reading,
     resume,
     resume_position,
@@ -24,3 +25,4 @@ if __name__ == "__main__":
     joint.main([])
     mouth_loss.main()
     bypass.main([])
+    plan.main([])
