@@ -50,7 +50,12 @@ class Sharding:
     offloads: bool = False
 
     def __call__(self, model: nn.Module, mesh: DeviceMesh) -> None:
-        """Shard the model in place, units first, then what lies between them; its parameters become DTensors."""
+        """Shard the model in place, unless there is one rank: that holds all, and would copy it at every step."""
+        if mesh.size() > 1 or self.offloads:
+            self.shard(model, mesh)
+
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard the model's units, then what lies between them; its parameters become DTensors."""
         if self.copies > 1:
             shape = (self.copies, mesh.size() // self.copies)
             mesh = init_device_mesh(mesh.device_type, shape, mesh_dim_names=("copies", "shards"))

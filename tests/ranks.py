@@ -58,7 +58,7 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def end(self, timeout_s: float = 120) -> list[int | None]:
+    def end(self, timeout_s: float = 300) -> list[int | None]:
         """Their exit statuses; those that do not end in time are killed."""
         for process in self.processes:
             process.join(timeout_s)

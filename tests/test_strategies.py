@@ -1,5 +1,6 @@
 """A run on several ranks, sharded or copied, computes what one process computes, wherever it is stopped and resumed."""
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from avlit.models.attention import Attention, AttentionMode
 from avlit.module import build_optimizer
 from avlit.runs import Run, list_runs
 from avlit.strategies import lower_frozen, plan_strategy
-from tests.kill_fuzz import read_points, tiny
+from tests.kill_fuzz import ROOT, read_points, tiny
 from tests.ranks import Ranks, as_srun, as_torchrun
 from tests.strategy_worker import POISON, TERMINATE
 
@@ -252,3 +253,30 @@ def test_other_attention_computes_what_torch_does(backend: Attention):
         with AttentionMode(backend):
             found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_slurm_job_trains_goes_on_with_what_it_began_and_requeues_what_was_stopped(tmp_path: Path):
+    tools, calls = tmp_path / "tools", tmp_path / "calls"
+    tools.mkdir()
+    for name in ("srun", "scontrol"):
+        script = f'#!/bin/bash\necho {name} "$@" >> {calls}\n[ {name} = scontrol ] || exit "$STATUS"\n'
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_NTASKS": "16",
+    }  # fmt: skip
+
+    def job(status: int) -> list[str]:
+        calls.unlink(missing_ok=True)
+        command = ["bash", str(ROOT / "docs" / "train.sbatch"), "recipe=mtv_stage3", "size=paper"]
+        found = subprocess.run(command, env=environment | {"STATUS": str(status)}, capture_output=True, text=True)
+        assert found.returncode == status, found.stderr
+        return calls.read_text().splitlines()
+
+    python = "srun --kill-on-bad-exit=1 .venv/bin/python -m avlit"
+    begun = f"{python} train runs_dir=runs/slurm-7 train.devices=16 recipe=mtv_stage3 size=paper"
+    assert job(143) == [begun, "scontrol requeue 7"]
+    assert job(1) == [begun]  # it failed: nothing to gain by doing it again
+    (tmp_path / "runs" / "slurm-7" / "a-run").mkdir(parents=True)
+    (tmp_path / "runs" / "slurm-7" / "a-run" / "config.yaml").touch()
+    assert job(0) == [f"{python} resume run=last runs_dir=runs/slurm-7"]
