@@ -133,7 +133,10 @@ def micro_batch_of(config: Config) -> int:
 def sharding_on_gpus(config: Config) -> tuple[Kind, Sharding | None]:
     """How the config's GPUs share the model, wherever this is asked."""
     kind = kind_of(config, is_gpu=True)
-    return kind, sharding_of(config, kind, nodes=math.ceil(config.train.devices / GPUS_PER_NODE))
+    sharding = sharding_of(config, kind, nodes=math.ceil(config.train.devices / GPUS_PER_NODE))
+    if sharding is not None and config.train.devices == 1 and not sharding.offloads:
+        return kind, None  # one GPU holds all
+    return kind, sharding
 
 
 def dtypes_on_device(module: AVModule, sharding: Sharding | None) -> dict[nn.Parameter, torch.dtype]:
