@@ -13,7 +13,7 @@ from avlit.errors import UserError
 from avlit.settings import as_word, flatten, read_yaml
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("torch", "lightning", "diffusers", "safetensors", "numpy")
+LIBRARIES = ("torch", "lightning", "diffusers", "safetensors", "numpy", "peft")
 FREE_KEYS = (
     # where things are: contents are compared by fingerprint
     "runs_dir", "data.root", "data.cache_dir", "codecs.*_weights", "model.weights",

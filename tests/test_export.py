@@ -21,6 +21,7 @@ from avlit.commands.assembly import build_module
 from avlit.commands.finetune import read_request
 from avlit.commands.generation import load_trained
 from avlit.commands.sample import newest_checkpoint
+from avlit.commands.session import start_weights
 from avlit.config import AdapterConfig, Config, ConfigError, from_yaml, load_config, to_yaml
 from avlit.errors import UserError
 from avlit.export import layouts
@@ -189,3 +190,36 @@ def test_a_file_that_is_of_another_model_is_refused(tmp_path: Path):
         import_adapter.main([f"file={tmp_path}/lora.bin", *words])
     with pytest.raises(ConfigError, match=r"adapter.rank=3: the file says what adapter it holds"):
         import_adapter.main([f"file={tmp_path}/half.safetensors", *words, "adapter.rank=3"])
+
+
+def test_an_adapter_of_a_bypass_finds_the_bypass_and_the_backbone_below_it(tmp_path: Path):
+    runs = tmp_path / "runs"
+    given = [*tiny(["recipe=mmcontrol"]), f"runs_dir={runs}", "train.accelerator=cpu"]
+
+    def trained(config: Config) -> Run:
+        """A run that starts as a session would, and saves what it would save, a little moved."""
+        run = create_run(runs, config.recipe, config=to_yaml(config), init_checkpoint=config.init)
+        module = build_module(config)
+        start_weights(module, config, run, None)
+        with torch.no_grad():
+            for parameter in module.trained_parameters.values():
+                parameter.add_(0.01)
+        state = CheckpointState(
+            step=1, seed=0, recipe=config.recipe, run=run.id, base_model=module.base_model, adapter=module.adapter
+        )
+        save_checkpoint(run.checkpoints_dir, weights=module.saved_weights(), state=state)
+        return run
+
+    def newest(run: Run) -> str:
+        return str(resolve_weights(run.path).path)
+
+    backbone = trained(load_config([*given, "recipe=mmcontrol_backbone"]))
+    bypass = trained(load_config([*given, "recipe=mmcontrol", f"init={newest(backbone)}"]))
+    adapter = trained(
+        load_config([*given, "recipe=mmcontrol", f"init={newest(bypass)}", "adapter=lora", "adapter.rank=2"])
+    )
+    assert not any(name.startswith("backbone.") for name in resolve_weights(bypass.path).weights())
+    found, below = weights_of(adapter), weights_of(bypass)
+    assert found.keys() == below.keys()
+    changed = {name.partition(".")[0] for name in found if not torch.equal(found[name], below[name])}
+    assert changed == {"bypass"}
