@@ -548,13 +548,14 @@ def test_paper_settings_train_released_parts(
     ]  # fmt: skip
     config = load_config(given)
     assert isinstance(config, JoVAConfig)
-    backbone = TwinMMDiT(config.model, seed=3).backbone
+    backbone = TwinMMDiT(config.model, seed=3).backbone.to(torch.bfloat16)  # as such weights are released
     backbone.save_pretrained(released / "transformer")
     outcome = train(config)
     assert "new (" in capsys.readouterr().out
     checkpoint, _ = newest_valid(outcome.run.checkpoints_dir)
     assert checkpoint is not None and checkpoint.state.base_model
     saved, inner = checkpoint.weights(), "transformer_blocks.0.attn.to_q.weight"
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     for branch in ("backbone", "audio"):
         moved = (saved[f"{branch}.{inner}"] - backbone.state_dict()[inner]).abs().max()
         assert 0 < moved < 1.01e-2  # one step away from the released weights

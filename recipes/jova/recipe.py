@@ -58,6 +58,7 @@ class JoVA(AVModule):
     def load_released(self, folder: str) -> str:
         """Read HunyuanVideo's transformer from a released diffusers folder into both branches (JoVA, 3.2.1)."""
         report = load_released(self.model, folder)
+        self.model.float()  # a folder's bfloat16 would lose small updates; what stays frozen is lowered again
         self.released = frozenset(report.loaded)
         self.base_model = fingerprint(Path(report.folder).glob("*.safetensors"))
         return str(report)

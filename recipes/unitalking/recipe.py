@@ -52,6 +52,7 @@ class UniTalking(AVModule):
     def load_released(self, folder: str) -> str:
         """Read Wan's transformer from a released diffusers folder into the video twin."""
         report = load_released(self.model, folder)
+        self.model.float()  # a folder's bfloat16 would lose small updates; what stays frozen is lowered again
         self.released = frozenset(report.loaded)
         self.base_model = fingerprint(Path(report.folder).glob("*.safetensors"))
         return str(report)
