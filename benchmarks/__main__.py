@@ -4,6 +4,7 @@ from benchmarks import (
     bypass,
     checkpoints,
     comparison,
+    fsdp,
     joint,
     loop,
     mouth_loss,
@@ -25,4 +26,5 @@ if __name__ == "__main__":
     joint.main([])
     mouth_loss.main()
     bypass.main([])
+    fsdp.main([])
     plan.main([])

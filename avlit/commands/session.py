@@ -273,7 +273,7 @@ def build_trainer(config: Config, run: Run, *, strategy: Strategy | str, start_s
     quieten_lightning()  # after the import, which makes it talk
     launch = find_launch()
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=config.train.accelerator,
             devices=launch.local_size if launch else config.train.devices,
             num_nodes=launch.nodes if launch else 1,
@@ -290,6 +290,9 @@ def build_trainer(config: Config, run: Run, *, strategy: Strategy | str, start_s
             use_distributed_sampler=False,
             default_root_dir=run.path,
         )
+        # It would tell all ranks of a signal before every micro-batch, and wait for the device: `Stopping` does that.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        return trainer
     except MisconfigurationException as error:
         raise ConfigError(
             f"train.accelerator={config.train.accelerator} train.devices={config.train.devices} "
