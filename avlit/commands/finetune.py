@@ -26,7 +26,7 @@ DEFAULTS = {"adapter": "lora", "data.subsets": "{}", "sample.sync_clips": "0"}
 """What differs from the recipe's own settings unless it is said; subsets: all that the clips are of."""
 DEFAULTS_OF_SIZE = {
     "tiny": {
-        "adapter.rank": "32", "optimizer.lr": "3e-3", "train.steps": "400", "checkpoint.every": "50",
+        "adapter.rank": "32", "optimizer.lr": "3e-3", "train.steps": "250", "checkpoint.every": "50",
         "validation.every": "100",
     },
     "": {"optimizer.lr": "1e-4", "train.steps": "2000", "checkpoint.every": "250", "validation.every": "250"},
