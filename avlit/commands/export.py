@@ -154,7 +154,9 @@ def export_model(config: Config, run: Run, *, out: Path, licence: str) -> str:
     backbone: Any = module.model.backbone
     name, folder = type(backbone).__name__, out / "transformer"
     backbone.save_pretrained(folder, safe_serialization=True)
-    again = type(backbone).from_pretrained(folder, local_files_only=True, torch_dtype=next(backbone.parameters()).dtype)
+    again = type(backbone).from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, torch_dtype=next(backbone.parameters()).dtype
+    )
     wanted, found = backbone.state_dict(), again.state_dict()
     if wanted.keys() != found.keys() or not all(torch.equal(wanted[key], found[key]) for key in wanted):
         raise UserError(f"{folder}: diffusers reads other weights than were written; nothing can be relied on there")

@@ -25,7 +25,7 @@ def read_with_peft(folder: Path, model: Any, names: Iterable[str]) -> dict[str, 
     """The layers of a network without adapter that has loaded the folder, by peft itself."""
     from peft import PeftModel
 
-    loaded: Any = PeftModel.from_pretrained(model, folder).eval()
+    loaded: Any = PeftModel.from_pretrained(model, folder, local_files_only=True, use_safetensors=True).eval()
     return {name: loaded.base_model.model.get_submodule(name) for name in names}
 
 
