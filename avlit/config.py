@@ -458,10 +458,6 @@ def to_yaml(config: Config) -> str:
 
 
 def _finish(settings: Settings, words: dict[str, str]) -> Config:
-    if "adapter" in words:  # short for its kind
-        if "adapter.kind" in words:
-            raise ConfigError(f"adapter={words['adapter']} and adapter.kind={words['adapter.kind']}: keep one")
-        words = {"adapter.kind" if key == "adapter" else key: value for key, value in words.items()}
     settings.put_words(words)
     settings.refuse_idle(words)
     return settings.build()

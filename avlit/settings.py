@@ -19,6 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from avlit.errors import ConfigError
 
 COMMAND_LINE = "command line"
+NAMING = ("name", "kind")
+"""Leaves that a section's own word stands for."""
+
 UNREADABLE = (
     yaml.YAMLError, OmegaConfBaseException, ValueError, LookupError, AttributeError, TypeError, AssertionError,
     RecursionError,
@@ -164,11 +167,16 @@ class Settings:
                 )
 
     def named(self, words: Mapping[str, str]) -> dict[str, str]:
-        """The words with `strategy=ddp` spelt out as `strategy.name=ddp`; ConfigError where both are given."""
-        spelt = {f"{key}.name" if f"{key}.name" in self.leaves else key: text for key, text in words.items()}
-        for key in words.keys() - spelt.keys():
-            if f"{key}.name" in words:
-                raise ConfigError(f"{key}={words[key]} and {key}.name={words[f'{key}.name']}: mean the same; keep one")
+        """The words with `strategy=ddp`, `adapter=lora` spelt out as `strategy.name=ddp`, `adapter.kind=lora`.
+
+        ConfigError where both are given.
+        """
+        spelt: dict[str, str] = {}
+        for key, text in words.items():
+            named = next((each for end in NAMING if (each := f"{key}.{end}") in self.leaves), key)
+            if named != key and named in words:
+                raise ConfigError(f"{key}={text} and {named}={words[named]}: mean the same; keep one")
+            spelt[named] = text
         return spelt
 
     def build(self) -> Any:

@@ -149,7 +149,7 @@ def test_the_base_of_an_adapter_is_known_by_its_content():
     ("words", "message"),
     [
         (["adapter=lora"], r"adapter=lora: needs trained weights to stand on; give init=RUN"),
-        (["adapter=lora", "adapter.kind=dora", "init=x"], r"adapter=lora and adapter.kind=dora: keep one"),
+        (["adapter=lora", "adapter.kind=dora", "init=x"], r"adapter.kind=dora: mean the same; keep one"),
         (["adapter=loar", "init=x"], r"adapter.kind=loar .*must be one of none, lora, dora, rslora, own"),
         (["adapter.rank=4"], r"adapter.rank=4: has no effect while adapter.kind=none"),
         (["adapter=own", "adapter.rank=4", "init=x"], r"adapter.rank=4: has no effect while adapter.kind=own"),
