@@ -66,7 +66,7 @@ def video_peaks(frames: np.ndarray, fps: float) -> list[float]:
 
     frames: uint8 [F, H, W, 3]. A flow belongs to the later of its two frames.
     """
-    cv2 = importlib.import_module(OPENCV.module)
+    cv2 = importlib.import_module("cv2")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     lengths = []
     for before, after in pairwise(grey):

@@ -1,19 +1,33 @@
 """All metrics by name, and what of them can be measured with what is at hand.
 
-To add one: a module with `METRICS`, and its name in MODULES.
+To add one: a module with `METRICS`, listed in MODULES.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from functools import cache
 
 from avlit.errors import ConfigError
+from avlit.metrics import (
+    absent,
+    av_align,
+    controls,
+    embeddings,
+    events,
+    mood,
+    mouths,
+    moving_picture,
+    places,
+    speech,
+    spoken_words,
+)
 from avlit.metrics.metric import Meter, Metric, Tools
 from avlit.settings import nearest
 
-MODULES = ("mouths", "events", "av_align", "mood", "places", "spoken_words", "controls")
+MODULES = (
+    mouths, events, av_align, mood, places, spoken_words, controls, speech, moving_picture, embeddings, absent,
+)  # fmt: skip
 """Of this package, in the order of the table."""
 
 
@@ -22,9 +36,9 @@ def metrics() -> dict[str, Metric]:
     """Name -> metric. ValueError: two have one name."""
     found: dict[str, Metric] = {}
     for module in MODULES:
-        for metric in importlib.import_module(f"avlit.metrics.{module}").METRICS:
+        for metric in module.METRICS:
             if metric.name in found:
-                raise ValueError(f"metric {metric.name} of {module}: there is one of that name already")
+                raise ValueError(f"metric {metric.name} of {module.__name__}: there is one of that name already")
             found[metric.name] = metric
     return found
 
