@@ -19,6 +19,7 @@ from avlit.commands import curriculum, sample
 from avlit.commands.train import Outcome, train
 from avlit.config import load_config
 from avlit.runs import list_runs
+from avlit.tracking.spool import pending_bytes
 from recipes.mtv.config import MTVConfig
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,11 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def query(tmp_path: Path, text: str) -> list[tuple]:
+    """Rows of the MLflow store, once all that the runs logged has arrived: on a busy machine after their end."""
+    for _ in range(1200):
+        if not any(pending_bytes(run) for run in list_runs(tmp_path / "runs")):
+            break
+        time.sleep(0.1)
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         return store.execute(text).fetchall()
 
