@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,8 +169,7 @@ def test_ranks_that_were_started_from_outside_must_be_as_many_as_the_config_says
 
 
 def test_a_run_from_before_the_keys_moved_reads_as_it_was_trained():
-    text = to_yaml(load_config(["recipe=mtv_stage1", "strategy=ddp"]))
-    old = OmegaConf.create(text)
+    old: Any = OmegaConf.create(to_yaml(load_config(["recipe=mtv_stage1", "strategy=ddp"])))
     del old["strategy"], old["precision"]
     old["train"] |= {"precision": "bf16", "strategy": "ddp", "gradient_checkpointing": True}
     config = from_yaml(OmegaConf.to_yaml(old))

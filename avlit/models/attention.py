@@ -27,7 +27,7 @@ class AttentionMode(TorchFunctionMode):
 
     def __init__(self, backend: Attention):
         super().__init__()
-        self.backend = backend
+        self.backend: Attention = backend
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
