@@ -41,7 +41,11 @@ def cogvideox_alphas_cumprod(*, snr_shift: float = 1.0) -> Tensor:
     """
     from diffusers.schedulers.scheduling_dpm_cogvideox import CogVideoXDPMScheduler
 
-    return CogVideoXDPMScheduler(**cogvideox_scheduler_config(snr_shift=snr_shift)).alphas_cumprod.float()
+    # After the first `from_pretrained` of transformers, `torch.device("meta")` no longer reaches diffusers' linspace:
+    # part of the schedule would be made on each device.
+    with torch.device("cpu"):
+        schedule = CogVideoXDPMScheduler(**cogvideox_scheduler_config(snr_shift=snr_shift))
+    return schedule.alphas_cumprod.float().to(torch.get_default_device())
 
 
 def cogvideox_scheduler_config(*, snr_shift: float = 1.0) -> dict[str, Any]:

@@ -41,6 +41,13 @@ def test_the_last_noise_level_holds_no_signal():
     assert cogvideox_alphas_cumprod()[0] > 0.999
 
 
+def test_a_planned_schedule_has_no_numbers_whatever_loaded_before_has_done_to_linspace():
+    from transformers.initialization import meta_device_safe_creation_ops
+
+    with torch.device("meta"), meta_device_safe_creation_ops():  # which is on in every `from_pretrained`
+        assert cogvideox_alphas_cumprod().is_meta
+
+
 def test_v_loss_equals_the_weighted_clean_loss_of_the_papers_trainer():
     clean, noise, timestep = pair()
     timestep[-1] = 998  # at zero SNR the two forms agree in the limit only

@@ -48,7 +48,7 @@ def words(folder: Path, cache: Path, *more: str) -> list[str]:
     given = [
         *tiny(more),
         f"runs_dir={folder}/runs",
-        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        "tracking.uri=none",
         f"data.cache_dir={cache}",
     ]
     return list({word.partition("=")[0]: word for word in (*given, "train.accelerator=cpu", *more)}.values())

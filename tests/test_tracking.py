@@ -20,7 +20,7 @@ import pytest
 import avlit.commands.ui
 from avlit.errors import UserError
 from avlit.runs import create_run
-from avlit.tracking import Tracker, git_revision, open_parent, replay, store_uri
+from avlit.tracking import Tracker, git_revision, open_parent, replay, replay_all, store_uri
 from avlit.tracking.lookup import tagged_ids
 from avlit.tracking.sender import Sender
 from avlit.tracking.server import free_port, start_server, stop_server, wait_until_up
@@ -553,6 +553,22 @@ def test_the_default_store_is_a_file_in_the_folder_one_is_in(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert store_uri(None) == store_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
     assert store_uri("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+
+
+def test_a_run_without_a_store_keeps_its_points_for_the_store_of_a_later_resume(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = create_run(tmp_path / "runs", "mtv_stage1")
+    untracked = Tracker(run, uri="none")
+    untracked.log_metrics({"train/lr": 0.5}, 1)
+    untracked.log_artifact(run.config_path)
+    assert untracked.close() == ""
+    assert replay_all(tmp_path / "runs", store) == [] and points(store, "train/lr") == []
+    tracker = Tracker(run, uri=store, is_resumed=True)
+    tracker.log_metrics({"train/lr": 0.25}, 2)
+    assert tracker.close(timeout_s=120) == ""
+    assert points(store, "train/lr") == [(1, 0.5), (2, 0.25)]
 
 
 def test_git_revision_tells_a_clean_checkout_from_a_changed_one(

@@ -189,7 +189,7 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
 
 def _train(prepared: Prepared, *, is_first_process: bool, is_resumed: bool = False) -> Outcome:
     from avlit.commands.callback_set import CallbackSet, write_metrics
-    from avlit.tracking import Tracker
+    from avlit.tracking import Tracker, store_uri
 
     config, run, module, trainer = prepared.config, prepared.run, prepared.module, prepared.trainer
     tracker = Tracker(
@@ -242,7 +242,7 @@ def _train(prepared: Prepared, *, is_first_process: bool, is_resumed: bool = Fal
         )
         print(f"Stopped by {number.name} {saved}. `just resume run={run.id}` goes on with it")
         return Outcome(run, {}, exit_status=INTERRUPTED if number == signal.SIGINT else STOPPED)
-    metrics = summarise(callbacks.heldout.history, callbacks.samples.last, run)
+    metrics = summarise(callbacks.heldout.history, callbacks.samples.last, run, store=store_uri(config.tracking.uri))
     if is_first_process:
         write_metrics(run.metrics_path, metrics)
     return Outcome(run, metrics)
@@ -421,8 +421,12 @@ def describe(module: AVModule) -> str:
     return f"{total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained, {module.tokens_per_sample} tokens a clip."
 
 
-def summarise(history: dict[int, dict[str, float]], sampled: dict[str, float], run: Run) -> dict[str, float]:
+def summarise(
+    history: dict[int, dict[str, float]], sampled: dict[str, float], run: Run, *, store: str
+) -> dict[str, float]:
     """The run's last metrics, printed with the first held-out loss beside the last."""
+    from avlit.tracking import NO_STORE
+
     metrics = dict(sampled)
     if history:
         first, last = history[min(history)], history[max(history)]
@@ -433,5 +437,6 @@ def summarise(history: dict[int, dict[str, float]], sampled: dict[str, float], r
                 print(f"{name}: {first[name]:.4f} before the first step, {last[name]:.4f} at the end ({change:+.0%})")
     for name, value in sorted(sampled.items()):
         print(f"{name}: {value:.3f}")
-    print(f"Checkpoint in {run.checkpoints_dir}, clips in {run.samples_dir}; `just ui` shows the curves")
+    curves = f"points of the curves in {run.spool_dir}" if store == NO_STORE else "`just ui` shows the curves"
+    print(f"Checkpoint in {run.checkpoints_dir}, clips in {run.samples_dir}; {curves}")
     return metrics

@@ -34,12 +34,14 @@ def main(words: Sequence[str]) -> int:
     if not port_word.isdecimal() or not 0 < int(port_word) < 65536:
         raise UserError(f"port={port_word}: must be a number from 1 to 65535")
 
-    from avlit.tracking import replay_all, store_uri
+    from avlit.tracking import NO_STORE, replay_all, store_uri
     from avlit.tracking.server import HOST, free_port, start_server, stop_server, wait_until_up
     from avlit.tracking.story import tell
 
     uri = given.get("tracking.uri")
     store = store_uri(str(uri) if uri else None)
+    if store == NO_STORE:
+        raise UserError("tracking.uri=none: is no store, and has no page; leave it out, or name a file or a server")
     runs_dir = Path(str(given.get("runs_dir", "runs")))
     is_file = store.startswith("sqlite:///")
     for folder in (runs_dir, runs_dir / COMPARISONS):

@@ -1,9 +1,10 @@
 """Everything that knows MLflow: what a run tells it (tracker), what waits (spool), what sends it (sender, server)."""
 
 from avlit.tracking.sender import replay, replay_all
-from avlit.tracking.tracker import GitRevision, Tracker, git_revision, open_parent, store_uri
+from avlit.tracking.tracker import NO_STORE, GitRevision, Tracker, git_revision, open_parent, store_uri
 
 __all__ = [
+    "NO_STORE",
     "GitRevision",
     "Tracker",
     "git_revision",

@@ -24,6 +24,8 @@ from avlit.tracking.spool import FILES, POINTS, Progress, Session, SpoolWriter, 
 ROOT = Path(__file__).parents[2]
 METRIC_NAME = re.compile(r"[\w][\w.\- ]*(/[\w][\w.\- ]*)*")
 MAX_PARAM, MAX_TAG = 500, 5000  # what every MLflow since 1.0 takes
+NO_STORE = "none"
+"""The `tracking.uri` of runs that are sent to no store; their spool is kept, and a resume with a store sends it all."""
 STATUSES = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -52,10 +54,14 @@ def git_revision(folder: Path = ROOT) -> GitRevision:
 def store_uri(uri: str | None) -> str:
     """The store that `tracking.uri` means, independent of the current folder; None is the file mlflow.db in it.
 
+    "none" is no store and stays as it is.
+
     UserError: a plain folder (that kind of store doubles points after a crash), or a password in the address.
     """
     if not uri:
         return f"sqlite:///{Path('mlflow.db').resolve()}"
+    if uri == NO_STORE:
+        return uri
     parts = urlsplit(uri)
     if parts.password:
         raise UserError(
@@ -64,7 +70,8 @@ def store_uri(uri: str | None) -> str:
         )
     if parts.scheme in ("", "file"):
         raise UserError(
-            f"tracking.uri={uri}: a folder cannot be the store; use sqlite:///FILE or a server's http://HOST:PORT"
+            f"tracking.uri={uri}: a folder cannot be the store; use sqlite:///FILE, a server's "
+            "http://HOST:PORT, or none"
         )
     if parts.scheme == "sqlite":
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
@@ -114,7 +121,8 @@ class Tracker:
         git = git_revision()
         dirty = "unknown" if git.is_dirty is None else str(git.is_dirty).lower()
         self.set_tags({"recipe": run.recipe, "git_revision": git.revision, "git_dirty": dirty, **(tags or {})})
-        self._sender = self._start_sender()
+        if self.store != NO_STORE:
+            self._sender = self._start_sender()
 
     def _start_sender(self) -> subprocess.Popen[bytes]:
         with open(self.run.spool_dir / "sender.log", "ab") as log:
@@ -177,23 +185,29 @@ class Tracker:
 
     def close(self, *, timeout_s: float = 30.0) -> str:
         """Let the sender finish, at most `timeout_s`; returns "" or what has not arrived and where it waits."""
-        if self._sender is None:
+        if not self.is_active:
             return ""
-        if self._sender.poll() is not None:  # it died: one more try
-            self._sender = self._start_sender()
-        assert self._sender.stdin is not None
-        self._sender.stdin.close()  # the sign to finish; the death of this process is the same sign
-        try:
-            self._sender.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._sender.kill()
-            self._sender.wait()
-        self._sender = None
+        self.is_active = False
         lost = self._points.lost + self._files.lost
         self._points.close()
         self._files.close()
-        self.is_active = False
-        return delivery(self.run) + (f"\ntracking: {lost} records could not be written to the disk" if lost else "")
+        messages = [f"tracking: {lost} records could not be written to the disk"] if lost else []
+        if self._sender is not None:
+            _finish(self._sender if self._sender.poll() is None else self._start_sender(), timeout_s)  # or one more try
+            self._sender = None
+            messages.insert(0, delivery(self.run))
+        return "\n".join(filter(None, messages))
+
+
+def _finish(sender: "subprocess.Popen[bytes]", timeout_s: float) -> None:
+    """Let it send what is left, and end it after `timeout_s`."""
+    assert sender.stdin is not None
+    sender.stdin.close()  # the sign to finish; the death of this process is the same sign
+    try:
+        sender.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        sender.kill()
+        sender.wait()
 
 
 def open_parent(
