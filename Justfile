@@ -51,6 +51,11 @@ evaluate *words: setup
 compare *words: setup
     @{{python}} -m avlit compare "$@"
 
+# what held-out losses are normal, from finished runs of several seeds: run=A run=B … [hardware=TEXT]
+[no-exit-message]
+reference *words: setup
+    @{{python}} -m avlit reference "$@"
+
 # an adapter for your own clips: recipe=mtv_stage5 init=RUN data.root=my_clips/ [plan=true]
 [no-exit-message]
 finetune *words: setup

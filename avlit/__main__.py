@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "what a model does, and its data: attention run=last … | mouth recipe=… out=FILE.png [data.root=…]",
     "evaluate": "the papers' metrics: run=last | clips_dir=FOLDER [metrics=A,B|list] [clips=64] [weights.KEY=PATH]",
     "compare": "runs side by side, as a table and a page: run=A run=B … | run=last:3 | tag=KEY=VALUE | experiment=NAME",
+    "reference": "what held-out losses are normal, from finished runs of several seeds: run=A run=B … [hardware=TEXT]",
     "finetune": "an adapter for your own clips: recipe=mtv_stage5 init=RUN data.root=my_clips/ [plan=true]",
     "export": "an adapter as others load it, read back and compared: run=last format=diffusers|comfyui|peft",
     "import": "a LoRA of diffusers, ComfyUI or peft as a run: file=LORA.safetensors recipe=mtv_stage5 init=RUN",

@@ -16,9 +16,11 @@ import torch
 
 from avlit.checkpoints import newest_valid
 from avlit.commands import curriculum, sample
+from avlit.commands.reference import write_references
 from avlit.commands.train import Outcome, train
-from avlit.config import load_config
-from avlit.runs import list_runs
+from avlit.config import Config, load_config, to_yaml
+from avlit.reference import Reference, ReferenceCurve, settings_of
+from avlit.runs import create_run, list_runs
 from avlit.tracking import replay
 from avlit.tracking.spool import pending_bytes
 from recipes.mtv.config import MTVConfig
@@ -63,11 +65,21 @@ def query(tmp_path: Path, text: str) -> list[tuple]:
         return store.execute(text).fetchall()
 
 
-def test_a_stage_leaves_checkpoint_clips_and_an_mlflow_run(tmp_path, cache, capsys):
-    outcome = run_stage(
-        tmp_path, cache, "recipe=mtv_stage3", "train.steps=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
-    )
+def test_a_stage_leaves_checkpoint_clips_and_an_mlflow_run(tmp_path, cache, capsys, monkeypatch):
+    config = load_config(
+        words(
+            tmp_path, cache, "recipe=mtv_stage3", "train.steps=4", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+            "validation.every=2",
+        )
+    )  # fmt: skip
+    path = give_reference(tmp_path, config, {0: (9.0, 0.1), 2: (9.0, 0.1), 4: (9.0, 90.0)})
+    monkeypatch.setattr("avlit.reference.reference_path", lambda recipe, root: path)
+    outcome = train(config)
     run, printed = outcome.run, capsys.readouterr().out
+    told = [line.partition(" at step ")[2] for line in printed.splitlines() if line.startswith("val/loss/video ")]
+    assert [line.partition(",")[0].partition(" (")[0] for line in told] == [
+        "0: lower than normal", "2: lower than normal", "4: normal",
+    ]  # fmt: skip
     assert run.record().status == "finished"
     assert "Starts from scratch" in printed and "val/loss/video" in printed
     checkpoint, skipped = newest_valid(run.checkpoints_dir)
@@ -86,6 +98,16 @@ def test_a_stage_leaves_checkpoint_clips_and_an_mlflow_run(tmp_path, cache, caps
     assert params["optimizer.lr"] == "0.001" and params["recipe"] == "mtv_stage3"
     tags = dict(query(tmp_path, "select key, value from tags"))
     assert tags["recipe"] == "mtv_stage3" and len(tags["data"]) >= 16
+
+
+def give_reference(tmp_path: Path, config: Config, losses: dict[int, tuple[float, float]]) -> Path:
+    """A file with a reference of just this config: step -> mean and spread."""
+    settings = settings_of(create_run(tmp_path / "planned", config.recipe, config=to_yaml(config)))
+    means, spreads = zip(*losses.values(), strict=True)
+    curve = ReferenceCurve(tuple(losses), means, spreads)
+    path = tmp_path / "reference.json"
+    write_references(path, {config.recipe: Reference((0, 1, 2), settings, "", {}, {"val/loss/video": curve})})
+    return path
 
 
 def has_picture_and_sound(path: Path) -> bool:

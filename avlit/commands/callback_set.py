@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from tqdm import tqdm
 
 from avlit.checkpoints import Checkpoint, CheckpointState, CheckpointWriter, load_state
 from avlit.commands.clips import measure_lip_sync, write_clips
@@ -18,6 +19,7 @@ from avlit.config import Config
 from avlit.durable import write_atomically
 from avlit.module import AVModule
 from avlit.ranks import gather, is_first
+from avlit.reference import Standing
 from avlit.runs import Run
 from avlit.tracking import Tracker
 from callbacks.adapters import AdapterWatch
@@ -39,6 +41,7 @@ class CallbackSet:
     """All callbacks of one session. lineage: (run id, step) of the checkpoints that the run's first weights come from.
 
     checkpoint: what the session goes on from; the callbacks then go on with what they had counted and measured.
+    standing: where held-out losses stand against the recipe's reference, None where there is none.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class CallbackSet:
         tracker: Tracker,
         lineage: Lineage,
         checkpoint: Checkpoint | None,
+        standing: Standing | None = None,
     ):
         self.config, self.run, self.module, self.lineage = config, run, module, lineage
         self.datamodule, self.encoders, self.tracker = datamodule, encoders, tracker
+        self.standing = standing
         subsets = list(datamodule.weights)
         train, retention = config.train, config.checkpoint
         self.ema = EMA(decay=config.ema.decay, every=config.ema.every)
@@ -68,7 +73,7 @@ class CallbackSet:
         )
         self.stopping = Stopping(self._save)
         self.heldout = HeldoutLoss(
-            tracker.log_metrics,
+            self._report_heldout,
             batches=lambda: datamodule.heldout_batches(
                 config.validation.clips, config.data.batch_size // (train.accumulate * train.devices)
             ),
@@ -118,6 +123,12 @@ class CallbackSet:
         self.heldout.measure_if_due(trainer, self.module, self.module.start_step)
         self.samples.make_if_due(trainer, self.module, self.module.start_step)
         self.stopping.finish()
+
+    def _report_heldout(self, metrics: dict[str, float], step: int) -> None:
+        self.tracker.log_metrics(metrics, step)
+        if self.standing and step < self.module.total_steps:  # at the end all is said, normal or not
+            for line in self.standing.warnings(metrics, step):
+                tqdm.write(line)
 
     def _save(self, trainer: pl.Trainer, module: AVModule, step: int) -> None:
         self.saving.save(trainer, module, step)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from avlit.checkpoints import Checkpoint
     from avlit.module import AVModule
+    from avlit.reference import Standing
     from data.datamodule import AVDataModule
     from data.encode import Encoders
 
@@ -189,9 +190,11 @@ def _prepare(config: Config, run: Run, roots: list[Path], *, is_resumed: bool, a
 
 def _train(prepared: Prepared, *, is_first_process: bool, is_resumed: bool = False) -> Outcome:
     from avlit.commands.callback_set import CallbackSet, write_metrics
+    from avlit.reference import standing
     from avlit.tracking import Tracker, store_uri
 
     config, run, module, trainer = prepared.config, prepared.run, prepared.module, prepared.trainer
+    stands = standing(run)
     tracker = Tracker(
         run,
         uri=config.tracking.uri,
@@ -218,6 +221,7 @@ def _train(prepared: Prepared, *, is_first_process: bool, is_resumed: bool = Fal
             tracker=tracker,
             lineage=prepared.lineage,
             checkpoint=prepared.checkpoint,
+            standing=stands,
         )
         trainer.callbacks.extend(callbacks.in_order())  # pyright: ignore[reportAttributeAccessIssue] a list, at runtime
         with callbacks.stopping.handling_signals():
@@ -242,7 +246,13 @@ def _train(prepared: Prepared, *, is_first_process: bool, is_resumed: bool = Fal
         )
         print(f"Stopped by {number.name} {saved}. `just resume run={run.id}` goes on with it")
         return Outcome(run, {}, exit_status=INTERRUPTED if number == signal.SIGINT else STOPPED)
-    metrics = summarise(callbacks.heldout.history, callbacks.samples.last, run, store=store_uri(config.tracking.uri))
+    metrics = summarise(
+        callbacks.heldout.history,
+        callbacks.samples.last,
+        run,
+        store=store_uri(config.tracking.uri),
+        stands=stands,
+    )
     if is_first_process:
         write_metrics(run.metrics_path, metrics)
     return Outcome(run, metrics)
@@ -422,9 +432,14 @@ def describe(module: AVModule) -> str:
 
 
 def summarise(
-    history: dict[int, dict[str, float]], sampled: dict[str, float], run: Run, *, store: str
+    history: dict[int, dict[str, float]],
+    sampled: dict[str, float],
+    run: Run,
+    *,
+    store: str,
+    stands: Standing | None = None,
 ) -> dict[str, float]:
-    """The run's last metrics, printed with the first held-out loss beside the last."""
+    """The run's last metrics, printed with the first held-out loss beside the last, and with what is normal."""
     from avlit.tracking import NO_STORE
 
     metrics = dict(sampled)
@@ -435,6 +450,8 @@ def summarise(
             if name.count("/") == 2 and first.get(name):
                 change = last[name] / first[name] - 1
                 print(f"{name}: {first[name]:.4f} before the first step, {last[name]:.4f} at the end ({change:+.0%})")
+        for line in stands.lines(last, max(history)) if stands else ():
+            print(line)
     for name, value in sorted(sampled.items()):
         print(f"{name}: {value:.3f}")
     curves = f"points of the curves in {run.spool_dir}" if store == NO_STORE else "`just ui` shows the curves"
