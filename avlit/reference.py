@@ -218,10 +218,12 @@ def differing(run: Run, references: Mapping[str, Reference], root: Path = RECIPE
     reference, settings = references[run.recipe], settings_of(run)
     now = flatten(read_yaml(to_yaml(load_config([f"recipe={run.recipe}", f"size={SIZE}"], root=root)), run.recipe))
     expected = {**now, **reference.settings}
+    # What neither has by now is a key that was removed; an entry of a mapping that only one has is a difference.
+    keys = dict.fromkeys([*settings, *(key for key in reference.settings if key in now)])
     lines = [
-        f"{key}={as_word(value)} instead of {as_word(expected[key])}"
-        for key, value in settings.items()
-        if key in expected and value != expected[key]
+        f"{key}={as_word(settings.get(key))} instead of {as_word(expected.get(key))}"
+        for key in keys
+        if settings.get(key) != expected.get(key)
     ]
     return lines + _differing_before(run, references, root)
 

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from base64 import b64decode
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,6 +16,10 @@ from avlit.__main__ import USER_MISTAKE
 from avlit.__main__ import main as avlit
 from avlit.commands import reference as command
 from avlit.commands.reference import update
+from avlit.comparison.comparison import compare
+from avlit.comparison.page import write_page
+from avlit.comparison.subject import read_subject
+from avlit.comparison.yardstick import find_yardstick
 from avlit.config import load_config, to_yaml
 from avlit.discovery import RECIPES
 from avlit.errors import UserError
@@ -29,6 +35,7 @@ from avlit.reference import (
 )
 from avlit.runs import Run, create_run
 from avlit.tracking import Tracker
+from tests.browser import Browser, find_browser
 
 LOSSES = {0: (2.0, 1.0, 0.40), 1: (2.1, 1.1, 0.43), 2: (1.9, 1.2, 0.41)}
 """Seed -> held-out loss at steps 0, 100 and 200."""
@@ -174,6 +181,10 @@ def test_other_settings_are_named_by_their_keys_and_not_judged(recipes, tmp_path
     path.write_text(json.dumps(values))
     assert any("optimizer.lr" in each for each in differing(other, read_references(path), recipes))
     assert differing(make_run(runs), read_references(path), recipes) == []
+    mixed = differing(make_run(runs, "data.subsets={sound_event: 1}"), read_references(path), recipes)
+    assert mixed == [
+        "data.subsets.sound_event=1.0 instead of null", "data.subsets.basic_face=null instead of 1.0",
+    ]  # fmt: skip
 
 
 def test_the_runs_whose_weights_a_run_begins_with_belong_to_its_settings(recipes, tmp_path):
@@ -238,6 +249,34 @@ def test_a_damaged_file_says_what_to_do(recipes):
         path.write_text(text)
         with pytest.raises(UserError, match=r"reference.json: cannot be read .*; put it back, or remove it"):
             read_references(path)
+
+
+def test_a_comparison_shows_the_reference_where_runs_are_measured_as_it_is(recipes, tmp_path):
+    runs = tmp_path / "runs"
+    known = made(recipes, runs)
+    first, second = make_run(runs), make_run(runs, "optimizer.lr=0.5", seed=1)
+    subjects = [read_subject(run, number) for number, run in enumerate((first, second))]
+    yardstick = find_yardstick(subjects, recipes)
+    assert yardstick is not None
+    assert yardstick.notes == ("A: of its settings", "B: optimizer.lr=0.5 instead of 0.001")
+    line, curve = yardstick.line("val/loss/video"), known.curves["val/loss/video"]
+    assert line is not None and yardstick.line("train/loss/video") is None
+    means, greatest = (np.frombuffer(b64decode(text), "<f4") for text in (line.means, line.greatest))
+    np.testing.assert_allclose(means, curve.mean, rtol=1e-5)
+    np.testing.assert_allclose(greatest - means, known.within * np.array(curve.spread), rtol=1e-3)
+    page = tmp_path / "page.html"
+    write_page(replace(compare([first, second], media=tmp_path / "media", num_clips=0), yardstick=yardstick), page)
+    text = page.read_text()
+    assert "B: optimizer.lr=0.5 instead of 0.001" in text and text.count('"reference": {') == 2
+    if program := find_browser():
+        with Browser(program) as browser:
+            browser.show(page, width=1300)
+            assert browser.run("document.querySelectorAll('#losses path.reference').length") == 2  # mean and band
+            assert browser.run("document.querySelectorAll('#noise path.reference').length") == 2
+            assert browser.errors == []
+    other_clips = read_subject(make_run(runs, "validation.clips=3"), 1)
+    other_recipe = read_subject(make_run(runs, recipe="jova_stage1_audio"), 1)
+    assert [find_yardstick([subjects[0], each], recipes) for each in (other_clips, other_recipe)] == [None, None]
 
 
 def test_every_committed_reference_is_of_the_settings_that_its_recipe_has_now(tmp_path):

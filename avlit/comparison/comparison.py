@@ -12,6 +12,7 @@ from avlit.comparison.differences import Difference, Differences, find_differenc
 from avlit.comparison.lineage import Stage, find_lineage
 from avlit.comparison.measures import Row, Variant, find_variants, measure, verdict
 from avlit.comparison.subject import Subject, read_subject
+from avlit.comparison.yardstick import Yardstick, find_yardstick
 from avlit.runs import Run
 
 MOST_KEYS = 8
@@ -29,6 +30,7 @@ class Comparison:
     panels: tuple[Panel, ...]
     clips: tuple[ClipRow, ...]
     lineage: tuple[Stage, ...]
+    yardstick: Yardstick | None = None
 
     @property
     def main_rows(self) -> list[Row]:
@@ -109,4 +111,5 @@ def compare(runs: Sequence[Run], *, media: Path, num_clips: int) -> Comparison:
         panels=tuple(find_panels(subjects)),
         clips=tuple(find_clips(subjects, media, count=num_clips)),
         lineage=tuple(find_lineage(subjects)),
+        yardstick=find_yardstick(subjects),
     )

@@ -10,7 +10,7 @@ function unpack(text) {
 }
 
 for (const panel of data.panels)
-  for (const line of panel.lines)
+  for (const line of [...panel.lines, ...(panel.reference ? [panel.reference] : [])])
     for (const key of ["steps", "means", "least", "greatest"]) line[key] = line[key] && unpack(line[key]);
 
 // Exponential weights of the distance in steps, in both directions: no lag, whatever the spacing of the points.
@@ -57,9 +57,11 @@ function draw(box, panel, height) {
   const [x0, x1] = [Math.min(...all), Math.max(...all)];
   const width = isHeldOut ? 0 : (x1 - x0) * ($("smoothing").value / 100) ** 2 * 0.3;
   const curves = lines.map((line) => ({ line, bold: smooth(line.steps, line.means, width) }));
-  // The axis fits the curves; of raw values what lies in the middle 98 %, so that one spike does not flatten the rest.
+  const known = panel.reference;
+  // The axis fits the curves and the reference's mean; of raw values what lies in the middle 98 %, so that one spike does not flatten the rest.
   const fitted = curves.flatMap(({ line, bold }) => [...bold, ...(hasRaw && !isHeldOut
     ? [quantile([...line.means], 0.01), quantile([...line.means], 0.99)] : [])]);
+  if (known) fitted.push(...known.means.filter((v, i) => known.steps[i] >= x0 && known.steps[i] <= x1));
   const usable = fitted.filter((v) => Number.isFinite(v) && (!isLog || v > 0));
   const svg = box.querySelector("svg"), WIDTH = Math.max(160, box.clientWidth - 16);
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
@@ -89,13 +91,16 @@ function draw(box, panel, height) {
   for (const s of ticks(x0, x1 > x0 ? x1 : x0 + 1, 4))
     if (s <= x1) inner += `<text x="${px(s)}" y="${height - 5}" text-anchor="middle">${short(s)}</text>`;
   inner += `<g clip-path="url(#${clip})">`;
+  const band = (steps, least, greatest, style) => {
+    const there = path(steps, greatest), back = path([...steps].reverse(), [...least].reverse());
+    return there && back ? `<path class="band ${style}" d="${there}L${back.slice(1).replaceAll("M", "L")}Z"/>` : "";
+  };
+  if (known) inner += (known.least ? band(known.steps, known.least, known.greatest, "reference") : "") +
+    `<path class="bold reference" d="${path(known.steps, known.means)}"/>`;
   for (const { line, bold } of curves) {
     const color = `v${data.runs[line.run].variant % 8}`;
     if (hasRaw && !isHeldOut) {
-      if (line.least) {
-        const there = path(line.steps, line.greatest), back = path([...line.steps].reverse(), [...line.least].reverse());
-        if (there && back) inner += `<path class="band ${color}" d="${there}L${back.slice(1).replaceAll("M", "L")}Z"/>`;
-      }
+      if (line.least) inner += band(line.steps, line.least, line.greatest, color);
       inner += `<path class="raw ${color}" d="${path(line.steps, line.means)}"/>`;
     }
     inner += `<path class="bold ${color}" d="${path(line.steps, bold)}"/>`;

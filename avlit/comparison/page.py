@@ -55,7 +55,11 @@ def render(comparison: Comparison, *, media: Path | None) -> str:
             for variant in comparison.variants
             if each in variant.subjects
         ],
-        "panels": [asdict(panel) for panel in comparison.panels],
+        "panels": [
+            asdict(panel) | {"reference": line and asdict(line)}
+            for panel in comparison.panels
+            for line in [comparison.yardstick and comparison.yardstick.line(panel.metric)]
+        ],
     }
     return environment.get_template("page.html").render(
         comparison=comparison,
