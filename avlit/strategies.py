@@ -107,11 +107,6 @@ class StrategyPlan:
                 f"compile={'blocks' if self.layer_run.is_compiled else 'none'}: this recipe's model has no layer_run "
                 "by which its layers would run so; set both to none"
             )
-        if self.layer_run.is_compiled and not getattr(model, "layers_share_a_graph", False):
-            raise ConfigError(
-                "compile=blocks: this recipe's layers are told their number, so each would be compiled by itself, "
-                "which takes longer than it saves; set it to none"
-            )
         if self.sharding is not None and not hasattr(model, "units"):
             raise ConfigError("strategy=fsdp2: this recipe's model does not name its units; use strategy=ddp")
         module.sharding = self.sharding

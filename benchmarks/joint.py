@@ -199,7 +199,9 @@ def block_run(shape: Shape, joint: Joint) -> Run:
     for stream in streams:
         inputs += [stream.text, stream.modulation, *stream.twin.blocks[0].parameters()]
         inputs += list(stream.references[0].parameters())
-    return differentiated(lambda: twin_block(0, streams, reference, "joint", None, *tokens), inputs)
+    blocks = [stream.twin.blocks[0] for stream in streams]
+    references = [stream.references[0] for stream in streams]
+    return differentiated(lambda: twin_block(blocks, references, streams, reference, "joint", None, *tokens), inputs)
 
 
 def calls_run(shape: Shape, joint: Joint, *, norms: bool) -> Run:

@@ -183,7 +183,7 @@ def same_twin(model: TwinMMDiT, *, padded: bool) -> tuple[list[Branch], list[Ten
         rotary = (torch.cat((angles.cos(), torch.ones(num_text, 16))), torch.cat((angles.sin(), 0 * angles[:num_text])))
         seen = torch.arange(num_text) < torch.tensor(PADDED[name])[:, None]
         seen = torch.cat((torch.ones(2, num_tokens, dtype=torch.bool), seen), dim=1) if padded else None
-        branches.append(Branch(model.backbone, num_tokens, temb, rotary, seen, None))
+        branches.append(Branch(model.backbone, num_tokens, temb, rotary, seen))
         tokens += [torch.randn(2, each, 32, generator=random) for each in (num_tokens, num_text)]
     return branches, tokens
 
@@ -206,12 +206,12 @@ def test_joint_branches_of_equal_weights_are_one_stock_block_over_all_their_toke
             torch.cat((video, audio), 1), torch.cat((video_text, audio_text), 1), branches[0].temb, mask, rotary
         )
         if is_dual:
-            found = dual_block(1, branches, meeting, video, video_text, audio, audio_text)
+            found = dual_block([block, block], branches, meeting, video, video_text, audio, audio_text)
         else:
             merged = (torch.cat((video, video_text), 1), torch.cat((audio, audio_text), 1))
             parts = [
                 each.split([end, each.shape[1] - end], dim=1)
-                for each, end in zip(single_block(TINY.num_layers + 1, branches, meeting, *merged), ends, strict=True)
+                for each, end in zip(single_block([block, block], branches, meeting, *merged), ends, strict=True)
             ]
             found = [*parts[0], *parts[1]]
     close(torch.cat((found[0], found[2]), 1), latents)
@@ -230,20 +230,17 @@ def test_cross_attention_adds_what_latents_read_of_the_other_latents(fusion, mod
     model = awake(replace(TINY, fusion="cross_linear"))
     random = torch.Generator().manual_seed(1)
     heads = [Heads(*(torch.randn(2, 2, n, 16, generator=random) for _ in range(3))) for n in (18 + 7, 11 + 5)]
-    adapters = (model.video_adapters, model.audio_adapters)
-    branches = [
-        replace(branch, adapters=each if fusion == "cross_linear" else None)
-        for branch, each in zip(same_twin(model, padded=False)[0], adapters, strict=True)
-    ]
+    branches = same_twin(model, padded=False)[0]
+    adapters = [cast(nn.ModuleList, each)[3] for each in (model.video_adapters, model.audio_adapters)]
     with torch.no_grad():
-        found = fuse(3, branches, heads, Meeting(fusion, mode, None))
+        found = fuse(branches, heads, Meeting(fusion, mode, None, adapters if fusion == "cross_linear" else ()))
     for i, (own, other) in enumerate((heads, heads[::-1])):
         end, other_end = branches[i].num_tokens, branches[1 - i].num_tokens
         expected = softmax_read(own.query, own.key, own.value)
         if mode == "joint" or (mode == "one-way" and i == 1):
             crossed = softmax_read(own.query[:, :, :end], other.key[:, :, :other_end], other.value[:, :, :other_end])
             if fusion == "cross_linear":
-                adapter = cast(nn.ModuleList, adapters[i])[3]
+                adapter = adapters[i]
                 crossed = crossed @ cast(Tensor, adapter.weight).T + cast(Tensor, adapter.bias)
             expected[:, :end] += crossed.detach()
         close(found[i], expected)

@@ -54,7 +54,7 @@ class LayerRun:
 
 
 def run_layer(function: Layer, *args: object, run: LayerRun, units: Sequence[nn.Module] = ()) -> tuple[Tensor, ...]:
-    """One layer. units: modules whose parameters `function` reads without calling them.
+    """One layer. units: modules whose parameters `function` reads without calling them, or calls by `forward`.
 
     Whoever spreads a unit's parameters over devices gives it a method `within(function, *args)`, which has them at hand
     while the function runs.
@@ -80,8 +80,13 @@ def attending(attention: Attention, function: Layer, *args: object) -> tuple[Ten
 
 @cache
 def compiled(function: Layer) -> Layer:
-    """The function compiled, once in a process; modules among its arguments share a graph where they are alike."""
-    return torch.compile(function)
+    """The function compiled, once in a process; modules among its arguments share a graph where they are alike.
+
+    So a layer takes modules, never its number: each number would be compiled by itself.
+    """
+    # Past torch's own limit of 8 graphs layers run uncompiled: few, where clips of a batch attend differently.
+    settings: Any = {"recompile_limit": 64}
+    return torch.compile(function, **settings)
 
 
 def selective_contexts() -> tuple[Any, Any]:

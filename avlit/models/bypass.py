@@ -6,7 +6,7 @@ width of video or of sound.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +93,10 @@ class BypassStream(nn.Module):
         self.blocks = nn.ModuleDict(
             {str(layer): BypassBlock(backbone.transformer_blocks[layer], modality) for layer in layers}
         )
+
+    def beside(self, layer: int) -> nn.Module | None:
+        """The block beside that layer of the backbone, if there is one."""
+        return dict(self.blocks.items()).get(str(layer))
 
 
 @dataclass(frozen=True)
@@ -212,8 +216,9 @@ class BypassLTX2(nn.Module):
                 injections.append(Injection(stream, 0 if is_video else 1, video if is_video else audio, scale))
                 tokens += (stream.projector(context.to(video_latents.dtype)),)
         for layer, block in enumerate(self.backbone.transformer_blocks):
+            beside = [each.stream.beside(layer) for each in injections]
             tokens = run_layer(
-                bypass_layer, block, str(layer), video, audio, injections, *tokens,
+                bypass_layer, block, beside, video, audio, injections, *tokens,
                 run=self.layer_run,
             )  # fmt: skip
         batch, channels = video_latents.shape[:2]
@@ -288,16 +293,22 @@ class BypassLTX2(nn.Module):
 
 
 def bypass_layer(
-    block: Stock, layer: str, video: Conditions, audio: Conditions, injections: list[Injection], *tokens: Tensor
+    block: Stock,
+    beside: Sequence[Stock | None],
+    video: Conditions,
+    audio: Conditions,
+    injections: Sequence[Injection],
+    *tokens: Tensor,
 ) -> tuple[Tensor, ...]:
     """A backbone's block and the bypass beside it: tokens of video, of sound, and the context of each injection.
 
+    beside: each injection's block here, None where it has none.
     h_m <- Block(h)_m + s_m Z(c_m) with c_m the bypass block's output (MMControl, Eq. 5).
     """
     main, contexts = list(ltx2_block(block, video, audio, *tokens[:2])), list(tokens[2:])
-    for place, injection in enumerate(injections):
-        if layer in injection.stream.blocks:
-            contexts[place], hint = injection.stream.blocks[layer](contexts[place], injection.conditions)
+    for place, (injection, bypass) in enumerate(zip(injections, beside, strict=True)):
+        if bypass is not None:
+            contexts[place], hint = bypass(contexts[place], injection.conditions)
             main[injection.main] = main[injection.main] + injection.scale * hint.to(main[injection.main].dtype)
     return (*main, *contexts)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from avlit.models.backbones import Rotary, Stock
@@ -16,7 +16,7 @@ from avlit.models.joint_attention import Heads, Mode, joint_attention, project_h
 from avlit.models.mst_controlnet import split_heads
 from avlit.models.rotation import rotate_pairs
 from avlit.models.sizes import Fusion
-from avlit.models.twin_block import Observe
+from avlit.models.twin_block import BlockObserve
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Branch:
     """What stays the same for one branch through all blocks.
 
     twin: its transformer; num_tokens: N. temb [B, D], of time and pooled text. rotary: [N + S, head] twice, text
-    unturned. seen [B, N + S] bool, False for padded text; None if there is none. adapters: a linear layer for each
-    block (fusion "cross_linear"), dual blocks first.
+    unturned. seen [B, N + S] bool, False for padded text; None if there is none.
     """
 
     twin: Stock
@@ -33,24 +32,29 @@ class Branch:
     temb: Tensor
     rotary: Rotary
     seen: Tensor | None
-    adapters: nn.ModuleList | None
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """How branches see each other: `fusion` is the model's, `mode` the call's; observe is told of every block."""
+    """How branches see each other in one block: `fusion` is the model's, `mode` the call's; observe is told of it.
+
+    adapters: of each branch, the linear layer of this block (fusion "cross_linear"), else none. They are units of the
+    layer, gathered with it: their own hooks would break a compiled layer in two.
+    """
 
     fusion: Fusion
     mode: Mode
-    observe: Observe | None
+    observe: BlockObserve | None
+    adapters: Sequence[Stock] = ()
 
 
-def dual_block(layer: int, branches: Sequence[Branch], meeting: Meeting, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """HunyuanVideoTransformerBlock.forward of every branch.
+def dual_block(
+    blocks: Sequence[Stock], branches: Sequence[Branch], meeting: Meeting, *tokens: Tensor
+) -> tuple[Tensor, ...]:
+    """HunyuanVideoTransformerBlock.forward of every branch, whose blocks these are.
 
     tokens: latents [B, N, D] and text [B, S, D] of the first branch, then those of the second.
     """
-    blocks = [branch.twin.transformer_blocks[layer] for branch in branches]
     pairs = list(zip(tokens[::2], tokens[1::2], strict=True))
     modulations, heads = [], []
     for block, branch, (x, text) in zip(blocks, branches, pairs, strict=True):
@@ -66,7 +70,7 @@ def dual_block(layer: int, branches: Sequence[Branch], meeting: Meeting, *tokens
                 seen=branch.seen,
             )
         )
-    gathered = fuse(layer, branches, heads, meeting)  # [B, N + S, D] each
+    gathered = fuse(branches, heads, meeting)  # [B, N + S, D] each
 
     out: list[Tensor] = []
     for block, branch, pair, both, own, found in zip(
@@ -81,19 +85,20 @@ def dual_block(layer: int, branches: Sequence[Branch], meeting: Meeting, *tokens
     return tuple(out)
 
 
-def single_block(layer: int, branches: Sequence[Branch], meeting: Meeting, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """HunyuanVideoSingleTransformerBlock.forward of every branch.
+def single_block(
+    blocks: Sequence[Stock], branches: Sequence[Branch], meeting: Meeting, *tokens: Tensor
+) -> tuple[Tensor, ...]:
+    """HunyuanVideoSingleTransformerBlock.forward of every branch, whose blocks these are.
 
-    layer: counted from the first dual block. tokens: [B, N + S, D] of each branch, its latents before its text.
+    tokens: [B, N + S, D] of each branch, its latents before its text.
     """
-    blocks = [branch.twin.single_transformer_blocks[layer - len(branch.twin.transformer_blocks)] for branch in branches]
     heads, gates, hidden = [], [], []
     for block, branch, x in zip(blocks, branches, tokens, strict=True):
         normed, gate = block.norm(x, emb=branch.temb)
         heads.append(replace(project_heads(block.attn, normed, branch.rotary), seen=branch.seen))
         gates.append(gate[:, None])  # [B, 1, D]
         hidden.append(block.act_mlp(block.proj_mlp(normed)))
-    gathered = fuse(layer, branches, heads, meeting)
+    gathered = fuse(branches, heads, meeting)
     return tuple(
         gate * block.proj_out(torch.cat((found, mlp), dim=2)) + x
         for block, x, gate, found, mlp in zip(blocks, tokens, gates, gathered, hidden, strict=True)
@@ -109,7 +114,7 @@ def project_text(attention: Stock, tokens: Tensor) -> Heads:
     )
 
 
-def fuse(layer: int, branches: Sequence[Branch], heads: Sequence[Heads], meeting: Meeting) -> tuple[Tensor, ...]:
+def fuse(branches: Sequence[Branch], heads: Sequence[Heads], meeting: Meeting) -> tuple[Tensor, ...]:
     """What the tokens of each branch gather, [B, N + S, D], before the output projections (JoVA, Eq. 4 and Table 5).
 
     joint: all tokens attend to all. cross: each branch attends to itself, and its latents to the other's latents with
@@ -120,23 +125,23 @@ def fuse(layer: int, branches: Sequence[Branch], heads: Sequence[Heads], meeting
     if meeting.observe is not None:
         latents = [_latents(each, branch) for each, branch in zip(heads, branches, strict=True)]
         text = [_slice(each, branch.num_tokens, None) for each, branch in zip(heads, branches, strict=True)]
-        meeting.observe(layer, [*latents, *text])
+        meeting.observe([*latents, *text])
     if meeting.fusion == "joint" or meeting.mode == "separate" or len(branches) == 1:
         return joint_attention(heads, mode=meeting.mode)
     video, audio = (_latents(each, branch) for each, branch in zip(heads, branches, strict=True))
     of_video, of_audio = joint_attention(heads, mode="separate")
-    of_audio = of_audio + _cross(layer, branches[1], audio, video, of_audio)
+    of_audio = of_audio + _cross(1, branches, meeting, audio, video, of_audio)
     if meeting.mode == "joint":
-        of_video = of_video + _cross(layer, branches[0], video, audio, of_video)
+        of_video = of_video + _cross(0, branches, meeting, video, audio, of_video)
     return of_video, of_audio
 
 
-def _cross(layer: int, branch: Branch, own: Heads, other: Heads, like: Tensor) -> Tensor:
-    """What a branch's latents gather from the other's, zero for its text: [B, N + S, D], the shape of `like`."""
+def _cross(place: int, branches: Sequence[Branch], meeting: Meeting, own: Heads, other: Heads, like: Tensor) -> Tensor:
+    """What the latents of branch `place` gather from the other's, zero for text: [B, N + S, D], as `like`."""
     gathered = F.scaled_dot_product_attention(own.query, other.key, other.value).transpose(1, 2).flatten(2)
-    if branch.adapters is not None:
-        gathered = branch.adapters[layer](gathered)
-    return F.pad(gathered, (0, 0, 0, like.shape[1] - branch.num_tokens))
+    if meeting.adapters:
+        gathered = meeting.adapters[place].forward(gathered)
+    return F.pad(gathered, (0, 0, 0, like.shape[1] - branches[place].num_tokens))
 
 
 def _latents(heads: Heads, branch: Branch) -> Heads:

@@ -107,7 +107,6 @@ def enter_branch(
     text: BranchText,
     timestep: Tensor,
     rotary: Rotary,
-    adapters: nn.ModuleList | None,
     scale: float | None,
 ) -> tuple[Branch, Tensor, Tensor]:
     """What a branch keeps through all blocks, its tokens [B, N, D] and its refined text [B, S, D].
@@ -134,7 +133,7 @@ def enter_branch(
     cos, sin = rotary
     still = (refined.shape[1], cos.shape[1])  # text has no positions
     rotary = (torch.cat((cos, cos.new_ones(still))), torch.cat((sin, sin.new_zeros(still))))  # [N + S, head]
-    return Branch(twin, tokens.shape[1], temb, rotary, seen, adapters), tokens, refined
+    return Branch(twin, tokens.shape[1], temb, rotary, seen), tokens, refined
 
 
 def _start(module: nn.Module) -> None:

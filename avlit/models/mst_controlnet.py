@@ -98,7 +98,6 @@ class MSTControlNet(nn.Module):
     """
 
     backbone: Stock
-    layers_share_a_graph = True  # one compiled layer serves all
 
     def __init__(self, config: MSTControlNetConfig) -> None:
         super().__init__()

@@ -34,8 +34,11 @@ class RotatedPairs(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     values = x.float()
-    crossed = torch.empty_like(values)  # each pair (a, b) as (-b, a)
     first, second = values.unflatten(-1, (-1, 2)).unbind(-1)
+    if torch.compiler.is_compiling():  # a graph would break at what is written into a slice, and needs no such help
+        crossed = torch.stack((-second, first), dim=-1).flatten(-2)
+        return (crossed * sin + values * cos).type_as(x)
+    crossed = torch.empty_like(values)  # each pair (a, b) as (-b, a)
     crossed_first, crossed_second = crossed.unflatten(-1, (-1, 2)).unbind(-1)
     torch.neg(second, out=crossed_first)
     crossed_second.copy_(first)

@@ -18,13 +18,15 @@ from avlit.models.mst_controlnet import split_heads
 
 Observe = Callable[[int, Sequence[Heads]], None]
 """(layer, what each stream brings to that block's self-attention), as for attention maps."""
+BlockObserve = Callable[[Sequence[Heads]], None]
+"""The same of one block: layers that are told no number share a compiled graph."""
 
 
 @dataclass(frozen=True)
 class Stream:
     """What stays the same for one stream through all blocks.
 
-    twin: its transformer; references: its second key and value set of each block. text [B, L_text, D]. temb [B, 1, D]
+    twin: its transformer; references: its second key and value sets, one a block. text [B, L_text, D]. temb [B, 1, D]
     or [B, G, 1, D] and modulation [B, 1, 6, D] or [B, G, 1, 6, D]. rotary: [tokens, head] twice.
     """
 
@@ -66,27 +68,31 @@ def embed_time(twin: Stock, timestep: Tensor, dtype: torch.dtype) -> tuple[Tenso
 
 
 def attend_conditions(attention: Stock, x: Tensor, text: Tensor, reference: Tensor, added: Stock) -> Tensor:
-    """Tokens x [B, N, D] read text and reference [B, R, D]; the two answers are summed (UniTalking, 4.4)."""
+    """Tokens x [B, N, D] read text and reference [B, R, D]; the two answers are summed (UniTalking, 4.4).
+
+    `added` is a unit of the layer, gathered with it: its own hooks would break a compiled layer in two.
+    """
     query = split_heads(attention.to_q(x), attention.heads, attention.norm_q)  # [B, heads, N, head]
     key = split_heads(attention.to_k(text), attention.heads, attention.norm_k)
     value = attention.to_v(text).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-    out = F.scaled_dot_product_attention(query, key, value) + added(query, reference)
+    out = F.scaled_dot_product_attention(query, key, value) + added.forward(query, reference)
     return attention.to_out[0](out.transpose(1, 2).flatten(2))
 
 
 def twin_block(
-    layer: int,
+    blocks: Sequence[Stock],
+    references: Sequence[Stock],
     streams: Sequence[Stream],
     reference: Tensor,
     mode: Mode | Sequence[Mode],
-    observe: Observe | None,
+    observe: BlockObserve | None,
     *tokens: Tensor,
 ) -> tuple[Tensor, ...]:
     """One block of every stream: WanTransformerBlock.forward with the self-attention shared by the streams.
 
-    tokens: each stream's [B, N, D], in the order of streams; reference [B, R, D].
+    blocks, references: each stream's block and second key and value set. tokens: each stream's [B, N, D], in the order
+    of streams; reference [B, R, D].
     """
-    blocks = [stream.twin.blocks[layer] for stream in streams]
     tables = [
         (block.scale_shift_table + stream.modulation.float()).unbind(-2)
         for block, stream in zip(blocks, streams, strict=True)
@@ -97,15 +103,17 @@ def twin_block(
         normed = affine(block.norm1(x.float()), 1 + scale, shift).type_as(x)
         heads.append(project_heads(block.attn1, normed, stream.rotary))
     if observe is not None:
-        observe(layer, heads)
+        observe(heads)
     attended = joint_attention(heads, mode=mode)  # [B, N, D] each
 
     out = []
-    for block, stream, table, x, gathered in zip(blocks, streams, tables, tokens, attended, strict=True):
+    for block, added, stream, table, x, gathered in zip(
+        blocks, references, streams, tables, tokens, attended, strict=True
+    ):
         _, _, gate, shift, scale, ffn_gate = table
         x = add_gated(x.float(), gate, block.attn1.to_out[0](gathered)).type_as(x)
         normed = block.norm2(x.float()).type_as(x)
-        x = x + attend_conditions(block.attn2, normed, stream.text, reference, stream.references[layer])
+        x = x + attend_conditions(block.attn2, normed, stream.text, reference, added)
         normed = affine(block.norm3(x.float()), 1 + scale, shift).type_as(x)
         out.append(add_gated(x.float(), ffn_gate, block.ffn(normed).float()).type_as(x))
     return tuple(out)

@@ -6,6 +6,7 @@ then single-stream ones. N video tokens, L audio tokens, one a latent; S tokens 
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -116,9 +117,7 @@ class TwinMMDiT(nn.Module):
             num_frames, height, width = video_latents.shape[2:]
             rotary = self._video_rotary(num_frames, height, width, video_latents.device)
             latents = self._with_image(video_latents, image, has_image)
-            branch, *found = enter_branch(
-                self.backbone, latents, video_text, video_timestep, rotary, self.video_adapters, scale
-            )
+            branch, *found = enter_branch(self.backbone, latents, video_text, video_timestep, rotary, scale)
             branches.append(branch)
             tokens += tuple(found)
         if audio_latents is not None and audio_text is not None and audio_timestep is not None:
@@ -126,20 +125,24 @@ class TwinMMDiT(nn.Module):
             spanned = num_frames if config.aligned_rope and num_frames is not None else num_tokens
             rotary = self._audio_rotary(num_tokens, spanned, audio_latents.device)
             latents = audio_latents.transpose(1, 2)[..., None, None]  # [B, C, L, 1, 1]
-            branch, *found = enter_branch(
-                self.audio, latents, audio_text, audio_timestep, rotary, self.audio_adapters, scale
-            )
+            branch, *found = enter_branch(self.audio, latents, audio_text, audio_timestep, rotary, scale)
             branches.append(branch)
             tokens += tuple(found)
 
-        meeting, run = Meeting(config.fusion, mode, observe), self.layer_run
+        run = self.layer_run
         for layer in range(config.num_layers):
-            units = [branch.twin.transformer_blocks[layer] for branch in branches]
-            tokens = run_layer(dual_block, layer, branches, meeting, *tokens, run=run, units=units)
+            blocks = [branch.twin.transformer_blocks[layer] for branch in branches]
+            meeting = self._meeting(layer, len(branches), mode, observe)
+            tokens = run_layer(
+                dual_block, blocks, branches, meeting, *tokens, run=run, units=(*blocks, *meeting.adapters)
+            )
         tokens = tuple(torch.cat(pair, dim=1) for pair in zip(tokens[::2], tokens[1::2], strict=True))
         for layer in range(config.num_layers, config.num_layers + config.num_single_layers):
-            units = [branch.twin.single_transformer_blocks[layer - config.num_layers] for branch in branches]
-            tokens = run_layer(single_block, layer, branches, meeting, *tokens, run=run, units=units)
+            blocks = [branch.twin.single_transformer_blocks[layer - config.num_layers] for branch in branches]
+            meeting = self._meeting(layer, len(branches), mode, observe)
+            tokens = run_layer(
+                single_block, blocks, branches, meeting, *tokens, run=run, units=(*blocks, *meeting.adapters)
+            )
 
         outputs = [
             branch.twin.proj_out(branch.twin.norm_out(x[:, : branch.num_tokens], branch.temb))
@@ -148,6 +151,14 @@ class TwinMMDiT(nn.Module):
         audio = outputs[-1] if audio_latents is not None else None  # [B, L, C]
         video = self._to_latents(outputs[0], video_latents) if video_latents is not None else None
         return Velocities(video=video, audio=audio)
+
+    def _meeting(self, layer: int, num_branches: int, mode: Mode, observe: Observe | None) -> Meeting:
+        """layer: counted from the first dual block."""
+        adapters = ()
+        if num_branches == 2 and self.video_adapters is not None and self.audio_adapters is not None:
+            adapters = (self.video_adapters[layer], self.audio_adapters[layer])
+        watch = None if observe is None else partial(observe, layer)
+        return Meeting(self.config.fusion, mode, watch, adapters)
 
     def _with_image(self, latents: Tensor, image: Tensor | None, has_image: Tensor | None) -> Tensor:
         """[B, C, T, h, w] -> [B, C + image_channels, T, h, w]: latents, then those of the image, then its mask."""

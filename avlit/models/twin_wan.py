@@ -8,6 +8,7 @@ reference tokens.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -200,10 +201,13 @@ class TwinWan(nn.Module):
             streams.append(self._stream(self.audio, self.audio_references, text, audio_timestep, rotary, dtype))
             tokens += (self.audio.embed(audio_latents),)
         for layer in range(config.num_layers):
-            units = [stream.twin.blocks[layer] for stream in streams]
+            blocks = [stream.twin.blocks[layer] for stream in streams]
+            references = [stream.references[layer] for stream in streams]
+            watch = None if observe is None else partial(observe, layer)
             tokens = run_layer(
-                twin_block, layer, streams, reference, mode, observe, *tokens, run=self.layer_run, units=units
-            )
+                twin_block, blocks, references, streams, reference, mode, watch, *tokens,
+                run=self.layer_run, units=(*blocks, *references),
+            )  # fmt: skip
 
         outputs = [project_out(stream, x) for stream, x in zip(streams, tokens, strict=True)]
         audio = outputs[-1] if audio_latents is not None else None  # [B, L, C]
