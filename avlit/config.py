@@ -296,7 +296,7 @@ class ValidationConfig:
 class TrackingConfig:
     """Where a run is recorded."""
 
-    uri: str | None = setting(None, "MLflow store or server; null is a file beside the runs, none no store")
+    uri: str | None = setting(None, "MLflow store or server; null is a file beside the runs, offline no store")
     experiment: str = setting("avlit", "MLflow experiment")
 
 

@@ -185,7 +185,7 @@ def command(folder: Path) -> Callable[..., Outcome]:
     def run(*more: str) -> Outcome:
         kill_fuzz.keep_in_spool()
         given = [
-            *tiny(more), "recipe=mtv_stage5", f"runs_dir={folder}/runs", "tracking.uri=none",
+            *tiny(more), "recipe=mtv_stage5", f"runs_dir={folder}/runs", "tracking.uri=offline",
             f"data.cache_dir={folder}/cache", "data.subsets={basic_face: 1}", "train.accelerator=cpu", "sample.every=0",
             "ema.decay=0.9",
         ]  # fmt: skip

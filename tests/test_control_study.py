@@ -44,7 +44,7 @@ def _quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    place = [f"runs_dir={folder}/runs", "tracking.uri=none", f"data.cache_dir={folder}/cache"]
+    place = [f"runs_dir={folder}/runs", "tracking.uri=offline", f"data.cache_dir={folder}/cache"]
     return ["reproduce", *place, *WORDS, *more]
 
 

@@ -153,7 +153,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(folder: Path) -> list[str]:
     kill_fuzz.keep_in_spool()
     given = [*tiny(["recipe=mtv_stage5"]), "recipe=mtv_stage5", f"runs_dir={folder}/runs", "train.accelerator=cpu",
-             "tracking.uri=none", "sample.every=0", "data.num_frames=9"]  # fmt: skip
+             "tracking.uri=offline", "sample.every=0", "data.num_frames=9"]  # fmt: skip
     given = list({word.partition("=")[0]: word for word in given}.values())
     base = [*given, f"data.cache_dir={folder}/cache", "data.subsets={basic_face: 1}", "sample.count=0"]
     outcome = train(load_config([*(word for word in base if not word.startswith("sample.count=1")), "train.steps=1"]))

@@ -470,7 +470,7 @@ def words(folder: Path, cache: Path, *more: str) -> list[str]:
     given = [
         *SMALL, "data.num_clips=16", "data.batch_size=4", "data.subsets={basic_face: 1}", "train.steps=2",
         "validation.clips=4", "sample.steps=2", "sample.count=2", "sample.sync_clips=0", "train.log_every=1",
-        "optimizer.lr=1e-2", f"runs_dir={folder}/runs", "tracking.uri=none",
+        "optimizer.lr=1e-2", f"runs_dir={folder}/runs", "tracking.uri=offline",
         f"data.cache_dir={cache}",
     ]  # fmt: skip
     return list({word.partition("=")[0]: word for word in (*given, *more)}.values())
@@ -544,7 +544,7 @@ def test_paper_settings_train_released_parts(
     given = [
         *recipe, "mouth_weight=null", f"data.root={shards}", f"model.weights={released}", *codecs, *shape, *model,
         "data.batch_size=2", "train.accumulate=2", "train.steps=1", "sample.count=1", "sample.steps=2",
-        "optimizer.lr=1e-2", f"runs_dir={tmp_path / 'runs'}", "tracking.uri=none",
+        "optimizer.lr=1e-2", f"runs_dir={tmp_path / 'runs'}", "tracking.uri=offline",
     ]  # fmt: skip
     config = load_config(given)
     assert isinstance(config, JoVAConfig)

@@ -423,7 +423,7 @@ def words(folder: Path, cache: Path, *more: str) -> list[str]:
         *SMALL, "data.num_clips=16", "data.batch_size=4", "data.subsets={basic_face: 1}", "train.steps=2",
         "validation.clips=4", "sample.steps=2", "sample.count=1", "train.log_every=1", "checkpoint.every=1",
         "optimizer.lr=1e-2", "optimizer.schedule=constant", "optimizer.warmup=0", f"runs_dir={folder}/runs",
-        "tracking.uri=none", f"data.cache_dir={cache}",
+        "tracking.uri=offline", f"data.cache_dir={cache}",
     ]  # fmt: skip
     return list({word.partition("=")[0]: word for word in (*given, *more)}.values())
 
@@ -505,7 +505,7 @@ def test_a_run_goes_on_bit_for_bit_on_its_backbone_wherever_both_are(
     expected = newest(run)
     shutil.rmtree(expected.path)
     assert newest(run).step == 1
-    moved = ["run=" + run.id, f"runs_dir={folder}/runs", "tracking.uri=none"]
+    moved = ["run=" + run.id, f"runs_dir={folder}/runs", "tracking.uri=offline"]
     assert resume.main(moved) == 0
     again = newest(run)
     printed = capsys.readouterr().out
@@ -586,7 +586,7 @@ def test_paper_settings_train_beside_a_released_backbone(
         f"model.text_dim={encoders.text.dim}", f"model.video_channels={encoders.video.channels}",
         f"model.audio_channels={encoders.audio.channels}", "data.batch_size=2", "train.accumulate=2", "train.steps=1",
         "sample.count=1", "sample.steps=2", "optimizer.lr=1e-2", f"runs_dir={tmp_path / 'runs'}",
-        "tracking.uri=none",
+        "tracking.uri=offline",
     ]  # fmt: skip
     config = load_config(given)
     assert isinstance(config, MMControlConfig)

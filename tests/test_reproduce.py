@@ -38,7 +38,7 @@ def _quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(folder: Path, cache: Path, *more: str) -> list[str]:
-    place = [f"runs_dir={folder}/runs", "tracking.uri=none", f"data.cache_dir={cache}"]
+    place = [f"runs_dir={folder}/runs", "tracking.uri=offline", f"data.cache_dir={cache}"]
     return ["reproduce", *place, *WORDS, *more]
 
 

@@ -48,7 +48,7 @@ def words(folder: Path, cache: Path, *more: str) -> list[str]:
     given = [
         *tiny(more),
         f"runs_dir={folder}/runs",
-        "tracking.uri=none",
+        "tracking.uri=offline",
         f"data.cache_dir={cache}",
     ]
     return list({word.partition("=")[0]: word for word in (*given, "train.accelerator=cpu", *more)}.values())

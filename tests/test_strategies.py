@@ -38,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(folder: Path, cache: Path, ranks: int, *more: str) -> list[str]:
     """Words of a run of seconds with everything in `folder`; later ones replace earlier ones."""
     given = [
-        *tiny(more), f"runs_dir={folder}/runs", "tracking.uri=none",
+        *tiny(more), f"runs_dir={folder}/runs", "tracking.uri=offline",
         f"data.cache_dir={cache}", "train.accelerator=cpu", f"train.steps={STEPS}", *RARE, f"train.devices={ranks}",
         *more,
     ]  # fmt: skip

@@ -20,7 +20,7 @@ import pytest
 import avlit.commands.ui
 from avlit.errors import UserError
 from avlit.runs import create_run
-from avlit.tracking import Tracker, git_revision, open_parent, replay, replay_all, store_uri
+from avlit.tracking import Tracker, git_revision, open_parent, replay, replay_all, store_uri, track_offline_run
 from avlit.tracking.lookup import tagged_ids
 from avlit.tracking.sender import Sender
 from avlit.tracking.server import free_port, start_server, stop_server, wait_until_up
@@ -555,17 +555,26 @@ def test_the_default_store_is_a_file_in_the_folder_one_is_in(tmp_path: Path, mon
     assert store_uri("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
 
 
-def test_a_run_without_a_store_keeps_its_points_for_the_store_of_a_later_resume(
+def test_a_run_without_a_store_keeps_its_points_for_a_store_it_is_sent_to_later(
     tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = create_run(tmp_path / "runs", "mtv_stage1")
-    untracked = Tracker(run, uri="none")
+    untracked = Tracker(run, uri="offline")
     untracked.log_metrics({"train/lr": 0.5}, 1)
     untracked.log_artifact(run.config_path)
     assert untracked.close() == ""
     assert replay_all(tmp_path / "runs", store) == [] and points(store, "train/lr") == []
+    with pytest.raises(UserError, match="is being trained"):
+        track_offline_run(run, store=store)
+    run.update(status="finished")
+    assert track_offline_run(run, store=store) == ""
+    assert points(store, "train/lr") == [(1, 0.5)]
+    assert rows(store, "SELECT status FROM runs") == [("FINISHED",)]
+    with pytest.raises(UserError, match="is there already"):
+        track_offline_run(run, store="http://127.0.0.1:9")
     tracker = Tracker(run, uri=store, is_resumed=True)
+    tracker.log_metrics({"train/lr": 0.5, "train/loss/video": 1.0}, 1)
     tracker.log_metrics({"train/lr": 0.25}, 2)
     assert tracker.close(timeout_s=120) == ""
     assert points(store, "train/lr") == [(1, 0.5), (2, 0.25)]

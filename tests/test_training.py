@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(tmp_path: Path, cache: Path, *more: str) -> list[str]:
-    folders = [f"runs_dir={tmp_path / 'runs'}", f"data.cache_dir={cache}", "tracking.uri=none"]
+    folders = [f"runs_dir={tmp_path / 'runs'}", f"data.cache_dir={cache}", "tracking.uri=offline"]
     given = {word.split("=")[0]: word for word in (*SMALL, *folders, *more)}
     return list(given.values())
 
@@ -310,7 +310,7 @@ def test_paper_settings_train_released_weights_on_prepared_clips(tmp_path, cogvi
     given = [
         "recipe=mtv_stage2", "size=paper", f"data.root={shards}", f"model.weights={released}", *codecs, *shape, *model,
         "data.batch_size=2", "train.accumulate=2", "train.steps=2", "sample.count=1", "sample.steps=2",
-        "optimizer.lr=1e-2", f"runs_dir={tmp_path / 'runs'}", "tracking.uri=none",
+        "optimizer.lr=1e-2", f"runs_dir={tmp_path / 'runs'}", "tracking.uri=offline",
     ]  # fmt: skip
     config = load_config(given)
     assert isinstance(config, MTVConfig)

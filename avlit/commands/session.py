@@ -440,7 +440,7 @@ def summarise(
     stands: Standing | None = None,
 ) -> dict[str, float]:
     """The run's last metrics, printed with the first held-out loss beside the last, and with what is normal."""
-    from avlit.tracking import NO_STORE
+    from avlit.tracking import OFFLINE
 
     metrics = dict(sampled)
     if history:
@@ -454,6 +454,6 @@ def summarise(
             print(line)
     for name, value in sorted(sampled.items()):
         print(f"{name}: {value:.3f}")
-    curves = f"points of the curves in {run.spool_dir}" if store == NO_STORE else "`just ui` shows the curves"
+    curves = f"points of the curves in {run.spool_dir}" if store == OFFLINE else "`just ui` shows the curves"
     print(f"Checkpoint in {run.checkpoints_dir}, clips in {run.samples_dir}; {curves}")
     return metrics

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 from avlit.commands.compare import FOLDER as COMPARISONS
 from avlit.errors import UserError
+from avlit.runs import find_run, stages_of
 from avlit.settings import nearest, read_words
 
 if TYPE_CHECKING:
     from avlit.tracking.story import Experiment
 
-WORDS = ("port", "runs_dir", "tracking.uri")
+WORDS = ("port", "runs_dir", "tracking.uri", "send")
 MOST_LINKS = 5
 
 
 def main(words: Sequence[str]) -> int:
-    """`port=5000` (the next free one where it is taken), `tracking.uri=` (another store), `runs_dir=runs`.
+    """`port=5000` (the next free one where it is taken), `tracking.uri=` (another store), `runs_dir=runs`,
+    `send=RUN` (one that was trained with tracking.uri=offline, a curriculum with its stages: is sent to the store).
 
     Sends first what waits in the runs' spools, for example after a crash, and writes into the store what each run is a
     part of; prints links to the tables of training runs, which MLflow's first page hides behind another view.
@@ -34,15 +36,19 @@ def main(words: Sequence[str]) -> int:
     if not port_word.isdecimal() or not 0 < int(port_word) < 65536:
         raise UserError(f"port={port_word}: must be a number from 1 to 65535")
 
-    from avlit.tracking import NO_STORE, replay_all, store_uri
+    from avlit.tracking import OFFLINE, replay_all, store_uri, track_offline_run
     from avlit.tracking.server import HOST, free_port, start_server, stop_server, wait_until_up
     from avlit.tracking.story import tell
 
     uri = given.get("tracking.uri")
     store = store_uri(str(uri) if uri else None)
-    if store == NO_STORE:
-        raise UserError("tracking.uri=none: is no store, and has no page; leave it out, or name a file or a server")
+    if store == OFFLINE:
+        raise UserError("tracking.uri=offline: is no store, and has no page; leave it out, or name a file or a server")
     runs_dir = Path(str(given.get("runs_dir", "runs")))
+    if "send" in given:
+        run = find_run(runs_dir, str(given["send"]))
+        for each in [run, *stages_of(run)]:
+            print(track_offline_run(each, store=store) or f"{each.id} is in {store}")
     is_file = store.startswith("sqlite:///")
     for folder in (runs_dir, runs_dir / COMPARISONS):
         for message in replay_all(folder, store):

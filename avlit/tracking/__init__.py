@@ -1,10 +1,18 @@
 """Everything that knows MLflow: what a run tells it (tracker), what waits (spool), what sends it (sender, server)."""
 
 from avlit.tracking.sender import replay, replay_all
-from avlit.tracking.tracker import NO_STORE, GitRevision, Tracker, git_revision, open_parent, store_uri
+from avlit.tracking.tracker import (
+    OFFLINE,
+    GitRevision,
+    Tracker,
+    git_revision,
+    open_parent,
+    store_uri,
+    track_offline_run,
+)
 
 __all__ = [
-    "NO_STORE",
+    "OFFLINE",
     "GitRevision",
     "Tracker",
     "git_revision",
@@ -12,4 +20,5 @@ __all__ = [
     "replay",
     "replay_all",
     "store_uri",
+    "track_offline_run",
 ]

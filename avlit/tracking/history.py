@@ -47,10 +47,11 @@ class History:
 
 
 def read_session(run: Run) -> Session | None:
-    """How a run began to be tracked: its name, store and experiment; None of a run that never was."""
+    """How a run was tracked last: its name, store and experiment; None of a run that never was."""
+    session = None
     for record in _lines(run.spool_dir / POINTS, b'{"open"'):
-        return Session(**record["open"])
-    return None
+        session = Session(**record["open"])
+    return session
 
 
 def read_tags(run: Run) -> dict[str, str]:

@@ -6,7 +6,7 @@ import urllib.request
 
 from avlit.errors import UserError
 from avlit.tracking.sender import SETTINGS
-from avlit.tracking.tracker import NO_STORE
+from avlit.tracking.tracker import OFFLINE
 
 MOST = 1000
 WAIT_S = 5.0
@@ -39,8 +39,8 @@ def tagged_ids(store: str, key: str, value: str) -> list[str]:
 
 def reach(store: str) -> None:
     """StoreError where a server is away: known at once, while importing mlflow to find out takes seconds."""
-    if store == NO_STORE:
-        raise StoreError("tracking.uri=none, is no store")
+    if store == OFFLINE:
+        raise StoreError("tracking.uri=offline, is no store")
     if not store.startswith(("http://", "https://")):
         return
     try:

@@ -24,7 +24,7 @@ from avlit.tracking.spool import FILES, POINTS, Progress, Session, SpoolWriter, 
 ROOT = Path(__file__).parents[2]
 METRIC_NAME = re.compile(r"[\w][\w.\- ]*(/[\w][\w.\- ]*)*")
 MAX_PARAM, MAX_TAG = 500, 5000  # what every MLflow since 1.0 takes
-NO_STORE = "none"
+OFFLINE = "offline"
 """The `tracking.uri` of runs that are sent to no store; their spool is kept, and a resume with a store sends it all."""
 STATUSES = {"running": "RUNNING", "finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -54,13 +54,13 @@ def git_revision(folder: Path = ROOT) -> GitRevision:
 def store_uri(uri: str | None) -> str:
     """The store that `tracking.uri` means, independent of the current folder; None is the file mlflow.db in it.
 
-    "none" is no store and stays as it is.
+    "offline" is no store and stays as it is.
 
     UserError: a plain folder (that kind of store doubles points after a crash), or a password in the address.
     """
     if not uri:
         return f"sqlite:///{Path('mlflow.db').resolve()}"
-    if uri == NO_STORE:
+    if uri == OFFLINE:
         return uri
     parts = urlsplit(uri)
     if parts.password:
@@ -71,7 +71,7 @@ def store_uri(uri: str | None) -> str:
     if parts.scheme in ("", "file"):
         raise UserError(
             f"tracking.uri={uri}: a folder cannot be the store; use sqlite:///FILE, a server's "
-            "http://HOST:PORT, or none"
+            "http://HOST:PORT, or offline"
         )
     if parts.scheme == "sqlite":
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
@@ -121,7 +121,7 @@ class Tracker:
         git = git_revision()
         dirty = "unknown" if git.is_dirty is None else str(git.is_dirty).lower()
         self.set_tags({"recipe": run.recipe, "git_revision": git.revision, "git_dirty": dirty, **(tags or {})})
-        if self.store != NO_STORE:
+        if self.store != OFFLINE:
             self._sender = self._start_sender()
 
     def _start_sender(self) -> subprocess.Popen[bytes]:
@@ -197,6 +197,25 @@ class Tracker:
             self._sender = None
             messages.insert(0, delivery(self.run))
         return "\n".join(filter(None, messages))
+
+
+def track_offline_run(run: Run, *, store: str) -> str:
+    """Send a run that was trained offline, and is over, to a store; returns "" or what has not arrived.
+
+    UserError: it is in a store already, is being trained, or was never tracked.
+    """
+    from avlit.tracking.history import read_session
+
+    session, status = read_session(run), run.record().status
+    if session is None:
+        raise UserError(f"run={run.id}: nothing of it was ever logged")
+    if session.store not in (OFFLINE, store):
+        raise UserError(f"run={run.id}: is tracked in {session.store}, not offline; it is there already")
+    if status == "running":
+        raise UserError(f"run={run.id}: is being trained, or was killed; `just resume run={run.id}` ends it first")
+    tracker = Tracker(run, uri=store, experiment=session.experiment, run_name=session.name, is_resumed=True)
+    tracker._points.append({"end": STATUSES[status], "t": time.time_ns() // 1_000_000})
+    return tracker.close(timeout_s=600)
 
 
 def _finish(sender: "subprocess.Popen[bytes]", timeout_s: float) -> None:
