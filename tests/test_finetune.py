@@ -2,20 +2,24 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from avlit.adapters import is_adapter_name
-from avlit.commands import custom_clips, finetune
+from avlit.batch import AVBatch
+from avlit.commands import custom_clips, export, finetune, resume
 from avlit.commands.finetune import read_request
 from avlit.commands.train import train
 from avlit.config import ConfigError, load_config
 from avlit.errors import UserError
 from avlit.inherit import resolve_weights
 from avlit.media import read_audio, read_clip, write_mp4, write_sound
+from avlit.module import AVModule
 from avlit.runs import find_run, list_runs
 from data.prepare.sources import CLIP_SUFFIXES
 from data.prepare.tables import digest_of, lay_out, read_rows
@@ -201,6 +205,53 @@ def test_finetuning_prepares_once_trains_an_adapter_shows_and_exports_it(
     continued = read_request([word for word in given if not word.startswith("init=")] + [f"init={run.path}"])
     assert continued.config.adapter.kind == "lora" and continued.config.adapter.rank == config.adapter.rank
     assert len(list_runs(folder / "runs")) == 2
+
+
+def test_a_finetuning_that_was_stopped_is_shown_and_exported_by_its_resume(
+    words: list[str], folder: Path, clips: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    train_step = AVModule.training_step
+
+    def terminated(self: AVModule, batch: AVBatch, batch_index: int) -> dict[str, object]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, batch, batch_index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AVModule, "training_step", terminated)
+        given = [
+            *words,
+            f"data.root={clips}",
+            "sample.count=0",
+            "validation.clips=0",
+            "format=diffusers",
+            "adapter.modality=video",
+        ]
+        assert finetune.main(list({word.partition("=")[0]: word for word in given}.values())) == 143
+    run = find_run(folder / "runs", "last")
+    exported = run.path / "export" / "diffusers"
+    assert not (run.path / "finetune.json").exists() and not exported.exists()
+    resumed = [f"run={run.path}"]
+    with monkeypatch.context() as patch:
+
+        def killed(_: list[str]) -> None:
+            exported.mkdir(parents=True)
+            (exported / "pytorch_lora_weights.safetensors").touch()
+            raise KeyboardInterrupt
+
+        patch.setattr(export, "main", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume.main(resumed)
+    losses = (run.path / "finetune.json").read_text()
+    capsys.readouterr()
+    assert resume.main(resumed) == 0
+    said = capsys.readouterr().out
+    assert "Read again by diffusers" in said and "loss on" not in said
+    assert (run.path / "finetune.json").read_text() == losses and (exported / "README.md").exists()
+    with pytest.raises(ConfigError, match="has finished its 2 steps"):
+        resume.main(resumed)
+    (run.path / "finetuning.json").write_text('{"format": "zip"}')
+    with pytest.raises(UserError, match=r"finetuning\.json cannot be read \(format=zip\)"):
+        resume.main(resumed)
 
 
 def load_config_root(text: str) -> str:

@@ -6,22 +6,31 @@ Everything but the preparation is what `just train`, `just sample` and `just exp
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from avlit.commands.resume import resume
 from avlit.commands.session import join_session
 from avlit.commands.train import settle_init, train
 from avlit.config import Config, ConfigError, DataConfig, from_yaml, load_config
 from avlit.durable import write_atomically
 from avlit.errors import UserError
-from avlit.runs import find_run
+from avlit.runs import Run, find_run
 from avlit.settings import nearest, read_words
 from data.prepare.config import WindowConfig
 
 FORMATS = ("none", "peft", "diffusers", "comfyui")
 OWN_WORDS = ("plan", "format", "replay", "data.cache_dir")
 PREPARE = "prepare."
+PLAN = "finetuning.json"
+"""In the run's folder from its beginning: what is to be done once it is trained."""
+CHANGES = "finetune.json"
+"""In the run's folder: losses before and after, written once the clips of both are there."""
+CARD = "README.md"
+"""What an export writes last."""
+SETS = {"own": "these clips", "heldout": "clips of them kept apart", "unrelated": "what the base was trained on"}
 DEFAULTS = {"adapter": "lora", "data.subsets": "{}", "sample.sync_clips": "0"}
 """What differs from the recipe's own settings unless it is said; subsets: all that the clips are of."""
 DEFAULTS_OF_SIZE = {
@@ -79,26 +88,76 @@ def main(words: Sequence[str]) -> int:
         return 1
     words_of_data = {"data.root": str(shards), **custom_clips.replayed(wanted, shards)}
     wanted = replace(wanted, config=load_config(as_words({**wanted.words, **words_of_data})))
-    outcome = train(wanted.config)
+    outcome = train(wanted.config, files={PLAN: json.dumps({"format": wanted.format}) + "\n"})
     if outcome.exit_status:
         return outcome.exit_status
-
-    from avlit.commands.before_after import compare_with_base
-    from avlit.commands.sample import newest_checkpoint
-
-    config = from_yaml(outcome.run.read_config())
-    changes = compare_with_base(config, outcome.run, newest_checkpoint(outcome.run, config))
-    names = {"own": "these clips", "heldout": "clips of them kept apart", "unrelated": "what the base was trained on"}
-    for key, change in changes.items():
-        print(f"loss on {names[key]}: {change}")
-    text = json.dumps({key: {"before": each.before, "after": each.after} for key, each in changes.items()}, indent=1)
-    write_atomically(outcome.run.path / "finetune.json", text + "\n")
-    print(f"Clips of the base and of the adapter: {outcome.run.samples_dir}/before, {outcome.run.samples_dir}/after")
-    if wanted.format != "none":
-        from avlit.commands import export
-
-        export.main([f"run={outcome.run.path}", f"format={wanted.format}"])
+    conclude(outcome.run, wanted.format)
     return 0
+
+
+def resume_finetuning(run: Run, words: Sequence[str], *, allow_change: bool = False) -> int:
+    """Go on with a fine-tuning's run, as `resume` does, and do what is left once it is trained.
+
+    UserError: it can be resumed no further, and nothing is left; or its plan is damaged.
+    """
+    try:
+        layout = json.loads((run.path / PLAN).read_text(encoding="utf-8"))["format"]
+        if layout not in FORMATS:
+            raise ValueError(f"format={str(layout)[:20]}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"run={run.id}: {PLAN} cannot be read ({error}); without that file it is resumed as any run is, and "
+            f"`just export run={run.id} format=peft` exports it"
+        ) from error
+    is_trained = run.record().status == "finished"
+    if words or not is_trained or is_concluded(run, layout):
+        outcome = resume(run, words, allow_change=allow_change)
+        if outcome.exit_status:
+            return outcome.exit_status
+        (run.path / CHANGES).unlink(missing_ok=True)  # of an earlier step
+    conclude(run, layout)
+    return 0
+
+
+def is_concluded(run: Run, layout: str) -> bool:
+    """Whether nothing is left to do for the run."""
+    return (run.path / CHANGES).exists() and (layout == "none" or (export_folder(run, layout) / CARD).exists())
+
+
+def conclude(run: Run, layout: str) -> None:
+    """Measure and show what a trained run's adapter changed, and export it; what was done before is not done again.
+
+    layout: of the export, `none` for none.
+    """
+    if not (run.path / CHANGES).exists():
+        from avlit.commands.before_after import compare_with_base
+        from avlit.commands.sample import newest_checkpoint
+
+        config = from_yaml(run.read_config())
+        changes = compare_with_base(config, run, newest_checkpoint(run, config))
+        for key, change in changes.items():
+            print(f"loss on {SETS[key]}: {change}")
+        losses = {key: {"before": each.before, "after": each.after} for key, each in changes.items()}
+        write_atomically(run.path / CHANGES, json.dumps(losses, indent=1) + "\n")
+        print(f"Clips of the base and of the adapter: {run.samples_dir}/before, {run.samples_dir}/after")
+    if layout == "none":
+        return
+    from avlit.commands import export
+
+    folder = export_folder(run, layout)
+    if (folder / CARD).exists():
+        print(
+            f"{folder} is of an earlier step and was left as it is; `just export run={run.path} format={layout} "
+            "out=FOLDER` exports what the run is now"
+        )
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # begun, and stopped before it was read again
+    export.main([f"run={run.path}", f"format={layout}"])
+
+
+def export_folder(run: Run, layout: str) -> Path:
+    """Where `just export` writes unless it is told otherwise."""
+    return run.path / "export" / layout
 
 
 def read_request(words: Sequence[str]) -> Finetuning:

@@ -1,4 +1,4 @@
-"""`just resume`: goes on with a run, a curriculum or a table, exactly where its newest checkpoint left it."""
+"""`just resume`: goes on with a run, a curriculum, a table or a fine-tuning, where its newest checkpoint left it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def main(words: Sequence[str]) -> int:
         from avlit.commands.reproduce import resume_table
 
         return resume_table(run, rest, allow_change=allow_change)
+    if (run.path / "finetuning.json").exists():
+        from avlit.commands.finetune import resume_finetuning
+
+        return resume_finetuning(run, rest, allow_change=allow_change)
     return resume(run, rest, allow_change=allow_change).exit_status
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from avlit.commands.session import Outcome, join_session, run_session
 from avlit.config import Config, load_config, to_yaml
+from avlit.durable import write_atomically
 from avlit.errors import UserError
 from avlit.runs import create_run
 
@@ -19,8 +20,11 @@ def main(words: Sequence[str]) -> int:
     return train(load_config(words)).exit_status
 
 
-def train(config: Config, *, parent: str | None = None) -> Outcome:
-    """Train one stage in a new run folder. parent: id of the run that this one is a stage of."""
+def train(config: Config, *, parent: str | None = None, files: Mapping[str, str] | None = None) -> Outcome:
+    """Train one stage in a new run folder.
+
+    parent: id of the run that this one is a stage of. files: name -> text of what the folder holds from the beginning.
+    """
     config, init_run = settle_init(config)
     run = create_run(
         Path(config.runs_dir),
@@ -30,6 +34,8 @@ def train(config: Config, *, parent: str | None = None) -> Outcome:
         init_run=init_run,
         init_checkpoint=config.init,
     )
+    for name, text in (files or {}).items():
+        write_atomically(run.path / name, text)
     print(f"{config.recipe}: {config.about} Size {config.size}, seed {config.seed}.\nRun {run.id} in {run.path}")
     return run_session(config, run, is_resumed=False)
 
