@@ -15,11 +15,13 @@ def angles(num_tokens: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("is_transposed", [False, True])
-def test_pairs_are_turned_as_diffusers_turns_them_bit_for_bit(dtype, is_transposed):
+@pytest.mark.parametrize("layout", ["heads first", "as linear layers leave heads", "odd strides"])
+def test_pairs_are_turned_as_diffusers_turns_them_bit_for_bit(dtype, layout):
     x, rotary = torch.randn(2, 3, 7, 24).to(dtype), angles(7, 24)
-    if is_transposed:  # as linear layers leave heads
+    if layout == "as linear layers leave heads":
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == "odd strides":
+        x = torch.cat((x, x[..., :1]), dim=-1)[..., :24]
     turned = rotate_pairs(x, *rotary)
     assert turned.dtype == dtype
     stock: Any = apply_rotary_emb  # declared for a single tensor of angles
