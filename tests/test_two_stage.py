@@ -308,7 +308,7 @@ def test_refinement_is_three_euler_steps_from_the_enlarged_draft_noised_again(
     control = calls[0]["control"]
     assert control.visual.shape == (1, 9, 1 + 2, 4, 4)
     large = LTX2Upsampler(ltx2_folder, codec)(draft.video)
-    grey, silence = module._empty(large)[:, :, :1], module._silence(draft.audio, 12 + 9)[:, :12]
+    grey, silence = module.controls.grey(large)[:, :, :1], module.controls.silence(draft.audio, 12 + 9)[:, :12]
     video, audio = torch.cat((grey, large), dim=2), torch.cat((silence, draft.audio), dim=1)
     noise = [start_noise([4], like, f"refined {name}") for name, like in
              (("image", grey), ("video", large), ("voice", silence), ("audio", draft.audio))]  # fmt: skip

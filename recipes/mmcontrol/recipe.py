@@ -5,7 +5,6 @@ latents of a reference voice lead them, whatever a clip has, so that a clip does
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ import torch
 from torch import Tensor
 
 from avlit.batch import AVBatch
-from avlit.codecs.blank import grey_latents, silence_latents
-from avlit.codecs.build import build_audio_codec, build_video_codec
 from avlit.codecs.gemma import load_text_connectors
 from avlit.codecs.pretrained import fingerprint
 from avlit.conditioning import kept
 from avlit.config import ConfigError, SampleConfig
 from avlit.models.bypass import BypassLTX2, bypass_trainable
-from avlit.models.control_unit import Control, control_unit
+from avlit.models.control_unit import Control
 from avlit.models.ltx2_backbone import LatentGrid
 from avlit.models.pretrained import load_backbone
 from avlit.module import AVModule
@@ -39,19 +36,10 @@ from avlit.sampling import Latents, build_scheduler, guide, run_scheduler, start
 from avlit.timing import AUDIO_LATENTS_PER_S, VIDEO_FACTORS, audio_latents_of
 from data.encode import Encoders
 from recipes.mmcontrol.config import MMControlConfig, MMControlSample
+from recipes.mmcontrol.controls import Controls, Given, led, present, supervised
 from recipes.mmcontrol.two_stage import build_refiner
 
 __all__ = ["MMControl", "build", "build_refiner"]
-
-
-@dataclass(frozen=True)
-class Given:
-    """Which clips are controlled by what, bool [B] each, on the host; a clip has depth or pose."""
-
-    image: np.ndarray
-    voice: np.ndarray
-    depth: np.ndarray
-    pose: np.ndarray
 
 
 class MMControl(AVModule):
@@ -73,7 +61,7 @@ class MMControl(AVModule):
         if config.codecs.text == "gemma":
             self.connectors = load_text_connectors(Path(config.codecs.text_weights or ""), dtype=self.frozen_dtype)
         self.grid = _grid(config)
-        self.blank: dict[tuple[int, ...], Tensor] = {}  # grey and silence by their size
+        self.controls = Controls(config, self.grid)
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -170,8 +158,8 @@ class MMControl(AVModule):
         control, tasks, is_video, is_audio = None, (), None, None
         if self.config.has_controls:
             tasks = tuple(draws.turns("task", self.config.tasks.weights))
-            control = self._control(batch, self._drawn(batch, draws, tasks))
-            is_video, is_audio = _supervised(control)  # [B, 1, R + T, 1, 1], [B, P + L, 1]
+            control = self.controls.unit(batch, self._drawn(batch, draws, tasks))
+            is_video, is_audio = supervised(control)  # [B, 1, R + T, 1, 1], [B, P + L, 1]
             video = torch.cat((control.images, video), dim=2)  # [B, C, R + T, h, w]
             audio = torch.cat((control.voices, audio), dim=1)  # [B, P + L, C]
             video_noise = torch.cat((draws.normal("image noise", control.images), video_noise), dim=2)
@@ -207,7 +195,7 @@ class MMControl(AVModule):
 
     def _drawn(self, batch: AVBatch, draws: Draws, tasks: Sequence[str]) -> Given:
         """What each clip's task gives, less what the clip lacks and what is dropped (MMControl, 4.1)."""
-        names, has = np.array(tasks), _present(batch)
+        names, has = np.array(tasks), present(batch)
         visual = ~draws.happens("drop visual", self.config.dropout.visual)
         acoustic = ~draws.happens("drop acoustic", self.config.dropout.acoustic)
         return Given(
@@ -216,63 +204,6 @@ class MMControl(AVModule):
             depth=has.depth & (names == "depth") & visual,
             pose=has.pose & (names == "pose") & visual,
         )
-
-    def _control(self, batch: AVBatch, given: Given) -> Control:
-        """The Multi-Modal Control Unit of the batch; what a clip is not given is empty or silent (Eqs. 2, 3)."""
-        video, audio = batch.video_latents, batch.audio_latents
-        assert video is not None and audio is not None
-
-        def on_device(flags: np.ndarray) -> Tensor:
-            return torch.from_numpy(flags).to(video.device, non_blocking=True)
-
-        num_voice = self.config.reference_tokens
-        empty, silence = self._empty(video), self._silence(audio, num_voice + audio.shape[1])
-        image = empty[:, :, :1].expand(len(batch), -1, -1, -1, -1)
-        if batch.reference_image is not None:
-            image = batch.reference_image
-        voice = silence[:, :num_voice].expand(len(batch), -1, -1) if num_voice else None
-        if voice is not None and batch.reference is not None:  # zeros after its end are no sound that the codec makes
-            voice = torch.where(batch.reference.any(-1, keepdim=True), batch.reference, voice)
-        structure = batch.depth if batch.pose is None else batch.pose
-        if batch.depth is not None and batch.pose is not None:
-            structure = torch.where(on_device(given.pose)[:, None, None, None, None], batch.pose, batch.depth)
-        return control_unit(
-            empty=empty,
-            silence=silence,
-            image=image,
-            structure=structure,
-            voice=voice,
-            has_image=on_device(given.image),
-            has_structure=None if structure is None else on_device(given.depth | given.pose),
-            has_voice=None if voice is None else on_device(given.voice),
-        )
-
-    def _empty(self, like: Tensor) -> Tensor:
-        """Latents [1, C, T, h, w] of a grey video of the size of `like` [B, C, T, h, w]."""
-        if like.is_meta:  # only shapes count
-            return torch.empty_like(like[:1])
-        size = tuple(like.shape[2:])
-        if size not in self.blank:
-            temporal, spatial = self.grid.temporal_factor, self.grid.spatial_factor
-            codecs = self.config.codecs
-            codec = build_video_codec(codecs.video, codecs.video_weights, device=str(like.device))
-            with torch.inference_mode(False):  # else a first measurement would make it, and training could not use it
-                self.blank[size] = grey_latents(
-                    codec, num_frames=1 + temporal * (size[0] - 1), height=spatial * size[1], width=spatial * size[2]
-                ).to(like)
-        return self.blank[size]
-
-    def _silence(self, like: Tensor, num_latents: int) -> Tensor:
-        """The first latents of silence, [1, num_latents, C]."""
-        if like.is_meta:
-            return like.new_empty(1, num_latents, like.shape[2])
-        size = (num_latents,)
-        if size not in self.blank:
-            codecs = self.config.codecs
-            codec = build_audio_codec(codecs.audio, codecs.audio_weights, device=str(like.device))
-            with torch.inference_mode(False):
-                self.blank[size] = silence_latents(codec, num_latents).to(like)
-        return self.blank[size]
 
     @property
     def scheduler_settings(self) -> dict[str, Any]:
@@ -320,8 +251,8 @@ class MMControl(AVModule):
         assert isinstance(settings, MMControlSample)
         if not self.config.has_controls or settings.visual_scale == settings.acoustic_scale == 0:
             return None
-        has = _present(batch)
-        return self._control(batch, Given(has.image, has.voice, has.depth, has.pose & ~has.depth))
+        has = present(batch)
+        return self.controls.unit(batch, Given(has.image, has.voice, has.depth, has.pose & ~has.depth))
 
     def start(self, batch: AVBatch, control: Control | None, *, seeds: Sequence[int], stage: str = "") -> Latents:
         """Noise of the shape of the batch's clips with their references in front, each stage's its own."""
@@ -333,17 +264,7 @@ class MMControl(AVModule):
         if control is None:
             return noise
         image = start_noise(seeds, control.images, f"{stage}image")
-        return _led(noise, image, start_noise(seeds, control.voices, f"{stage}voice"))
-
-    def led(self, latents: Latents, control: Control | None) -> Latents:
-        """Latents with grey and silence in front, in the places of references."""
-        if control is None:
-            return latents
-        assert latents.video is not None and latents.audio is not None
-        count, num_voice = latents.video.shape[0], control.num_voice_latents
-        silence = self._silence(latents.audio, num_voice + latents.audio.shape[1])[:, :num_voice]
-        grey = self._empty(latents.video)[:, :, : control.num_images]
-        return _led(latents, grey.expand(count, -1, -1, -1, -1), silence.expand(count, -1, -1))
+        return led(noise, image, start_noise(seeds, control.voices, f"{stage}voice"))
 
     @torch.no_grad()
     def denoise(
@@ -413,37 +334,6 @@ def _grid(config: MMControlConfig) -> LatentGrid:
         audio_rate=AUDIO_LATENTS_PER_S[config.codecs.audio],
         audio_factor=4 if config.codecs.audio == "ltx2" else 1,
     )
-
-
-def _present(batch: AVBatch) -> Given:
-    """Every control that a clip has."""
-
-    def flags(has: tuple[bool, ...]) -> np.ndarray:
-        return np.array(has, dtype=bool) if has else np.zeros(len(batch), dtype=bool)
-
-    return Given(
-        image=flags(batch.has_reference_image),
-        voice=flags(batch.has_reference),
-        depth=flags(batch.has_depth),
-        pose=flags(batch.has_pose),
-    )
-
-
-def _supervised(control: Control) -> tuple[Tensor, Tensor]:
-    """Where the loss looks, 0 or 1: video [B, 1, R + T, 1, 1] and sound [B, P + L, 1]; references where a clip has one.
-
-    The mask is 0 there, and 1 in the clip.
-    """
-    video, audio = control.visual[:, -1:, :, :1, :1].clone(), control.acoustic[..., -1:].clone()
-    for lead in (video[:, :, : control.num_images], audio[:, : control.num_voice_latents]):
-        lead.neg_().add_(1)
-    return video, audio
-
-
-def _led(noise: Latents, image: Tensor, voice: Tensor) -> Latents:
-    """Latents with those of references in front."""
-    assert noise.video is not None and noise.audio is not None
-    return Latents(video=torch.cat((image, noise.video), dim=2), audio=torch.cat((voice, noise.audio), dim=1))
 
 
 build = MMControl

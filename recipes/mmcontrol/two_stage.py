@@ -79,7 +79,7 @@ class Refiner:
                 "half the height and width"
             )
         control = module.control_of(batch, settings)
-        clean = module.led(Latents(video=video, audio=audio), control)
+        clean = module.controls.led_by_blank(Latents(video=video, audio=audio), control)
         noise = module.start(batch, control, seeds=seeds, stage="refined ")
         assert clean.video is not None and clean.audio is not None
         assert noise.video is not None and noise.audio is not None
