@@ -17,25 +17,12 @@ def _absent(
     return Metric(name, about, better, low, high, unit, source, Meter(name, _open, (), (Absent(needs),)))
 
 
-SYNCNET = (
-    "SyncNet (syncnet_v2.model) and S3FD (sfd_face.pth) with their face tracking; no installed library has either "
-    "network, so that no weights could be read"
-)
 AESTHETICS = "Meta's audiobox-aesthetics and its checkpoint; no installed library has that network"
 PANNS = "PANNs' CNN14 (Cnn14_mAP=0.431.pth); no installed library has that network"
 PASST = "PaSST (passt-s-f128-p16-s10-ap.476.pt); no installed library has that network"
-SYNC = "MTV, Section 7.3; UniTalking, Section 5.4; MMControl, Section 4.1"
 JOVA, MMCONTROL = "JoVA, Section 4.1", "MMControl, Section 4.1"
 
 METRICS = (
-    _absent(
-        "FVD", "Fréchet distance of generated and true clips in I3D's features", "lower", 0, inf, "MTV, Section 7.3",
-        "I3D's 400 classes as plain weights; what is released is a TorchScript program, which is not run, and no "
-        "installed library has that network",
-    ),
-    _absent("Sync-C", "confidence of lip sync", "higher", 0, inf, SYNC, SYNCNET),
-    _absent("Sync-D", "distance of lips and sound", "lower", 0, inf, SYNC, SYNCNET),
-    _absent("LSE-C", "confidence of lip sync", "higher", 0, inf, JOVA, SYNCNET),
     _absent(
         "Text-C", "cosine of text and video", "higher", -100, 100, "MTV, Section 7.3",
         "VideoCLIP-XL; no installed library has that network", "%",

@@ -15,18 +15,21 @@ from avlit.metrics import (
     controls,
     embeddings,
     events,
+    i3d,
     mood,
     mouths,
     moving_picture,
     places,
     speech,
     spoken_words,
+    syncnet,
 )
 from avlit.metrics.metric import Meter, Metric, Tools
 from avlit.settings import nearest
 
 MODULES = (
-    mouths, events, av_align, mood, places, spoken_words, controls, speech, moving_picture, embeddings, absent,
+    mouths, events, av_align, mood, places, spoken_words, controls, speech, moving_picture, syncnet, i3d,
+    embeddings, absent,
 )  # fmt: skip
 """Of this package, in the order of the table."""
 
