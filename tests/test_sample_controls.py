@@ -19,6 +19,7 @@ from avlit.commands.abilities import Abilities
 from avlit.commands.assembly import batch_contents, build_module
 from avlit.commands.control_files import write_controls
 from avlit.commands.generation import Generator
+from avlit.commands.plan import plan_clip
 from avlit.commands.request import Request
 from avlit.config import load_config, to_yaml
 from avlit.errors import UserError
@@ -69,7 +70,8 @@ def generator(runs: Path) -> Generator:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Videos `depth`, `other` and `wide` of a second, `short` of half; pictures `face`, `red`; sounds `low`, `high`."""
+    """Videos `depth`, `other` and `wide` of a second, `short` of half; pictures `face`, `red`; sounds `low`, `high`,
+    and `late`, silent for a second."""
     folder = tmp_path_factory.mktemp("files")
     y, x = np.mgrid[0:64, 0:128]
     waves = np.stack([128 + 90 * np.sin(x / 9 + frame / 5) * np.cos(y / 12) for frame in range(24)])
@@ -84,6 +86,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     time = np.arange(8000) / 16000
     for name, hertz in (("low", 150), ("high", 700)):
         soundfile.write(folder / f"{name}.wav", 0.3 * np.sin(2 * np.pi * hertz * time * (1 + 0.3 * time)), 16000)
+    soundfile.write(folder / "late.wav", np.concatenate([np.zeros(16000), np.sin(time)]), 16000)
     return {path.stem: path for path in folder.iterdir()}
 
 
@@ -231,7 +234,11 @@ def test_notes_say_what_of_a_control_is_not_used(generator: Generator, files: Ma
     assert plan.notes == (
         "pose: the clip of 0.75 s uses the beginning of its 1.00 s", f"pose: {cut}", f"reference_image: {cut}"
     )  # fmt: skip
-    assert generator.plan(Request(prompt=PROMPT, reference_image=files["face"])).notes == ()
+    request = Request(prompt=PROMPT, reference_image=files["face"])
+    assert generator.plan(request).notes == ()
+    off = Abilities.of(load_config([*RECIPE, "sample.visual_scale=0"]))
+    assert plan_clip(request, off).notes == ("reference_image: has no effect at sample.visual_scale=0",)
+    assert len(plan_clip(Request(prompt=PROMPT, reference=files["low"]), off).notes) == 1  # how much of it is used
 
 
 def test_what_a_held_out_clip_was_controlled_by_can_be_given_again(generator: Generator, tmp_path: Path) -> None:
@@ -270,7 +277,9 @@ def test_what_a_held_out_clip_was_controlled_by_can_be_given_again(generator: Ge
         (["reference_image={broken}"], "reference_image={broken}: cannot be read as a picture"),
         (["reference_image=nowhere.png"], "reference_image=nowhere.png: there is no such file"),
         (["reference_image="], "reference_image=: is empty"),
+        (["pose={face}"], "pose={face}: shows one picture; a clip follows a video, frame by frame"),
         (["reference={depth}"], "reference={depth}: has no audio stream"),
+        (["reference={late}"], "reference={late}: the 0.51 s that the model reads of it are silent, below"),
         (["image.0={face}"], "image.0={face}: mmcontrol takes prompt, reference, reference_image, depth, pose; leave"),
         (["video={depth}"], "video={depth}: mmcontrol takes prompt, reference, reference_image, depth, pose; leave"),
         (["prompt=A man says hello."], "prompt='A man says hello.': must be of the form `[VISUAL]: "),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from avlit.commands.request import Request
+from avlit.commands.request import CONTROL_KEYS, Request
 from avlit.config import Config
 from avlit.errors import UserError
 from avlit.timing import AUDIO_LATENTS_PER_S, Timing
@@ -26,7 +27,8 @@ class Abilities:
     sampler can use. timing: of the clips that it makes at a time. clip_s: how long those are. has_second: the model
     hears a second speaker. latents_per_s: of the sound that it makes, 0 where it makes none. reference_s: seconds of a
     reference sound that it reads. has_prompt_form: prompts are `[VISUAL]: … [SPEECH]: …`. draft: where a second stage
-    enlarges and refines, the timing of what it refines; is_draft_given: that is the `video=` of the request.
+    enlarges and refines, the timing of what it refines; is_draft_given: that is the `video=` of the request. idle:
+    words that a scale of 0 takes all effect from -> its key.
     """
 
     recipe: str
@@ -40,6 +42,7 @@ class Abilities:
     has_prompt_form: bool = False
     draft: Timing | None = None
     is_draft_given: bool = False
+    idle: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config) -> Abilities:
@@ -61,6 +64,12 @@ class Abilities:
             has_prompt_form=config.reads.captions == (PROMPT,),
             draft=None if stages == "first" else config.timing,
             is_draft_given=stages == "second",
+            idle={
+                word: f"sample.{key}"
+                for key, words in (("visual_scale", CONTROL_KEYS), ("acoustic_scale", ("reference",)))
+                if getattr(config.sample, key, 1.0) == 0  # recipes without such a key scale nothing
+                for word in words
+            },
         )
 
     @property

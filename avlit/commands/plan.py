@@ -12,12 +12,13 @@ from pathlib import Path
 from avlit.commands.abilities import Abilities
 from avlit.commands.control_files import read_reference_image, read_video
 from avlit.commands.request import STRUCTURE_KEYS, Request, image_word
-from avlit.commands.soundtrack import Soundtrack, open_soundtrack
+from avlit.commands.soundtrack import MIX_RATE_HZ, Soundtrack, open_soundtrack
 from avlit.errors import UserError
-from avlit.media import MediaError, audio_length_s, probe, read_clip, read_image
+from avlit.media import MediaError, audio_length_s, probe, read_audio, read_clip, read_image
 from avlit.randomness import numpy_generator
 from avlit.timing import Timing
 from data.prepare.controls import ASPECT_SLACK
+from data.prepare.windows import silence
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def plan_clip(request: Request, abilities: Abilities) -> Plan:
     if request.duration_s is not None:
         abilities.refuse_length(request.duration_s)
     notes = _reference_notes(request, abilities)
+    notes += [f"{word}: has no effect at {key}=0" for word, key in abilities.idle.items() if word in request.contents]
     said_by = "audio_prompt" if abilities.has_audio_prompt else "prompt"
     if abilities.makes_sound and said_by not in request.contents:
         notes.append(f"without {said_by}= the model is given no text: what is said is its own choice")
@@ -200,6 +202,8 @@ def _given_frames(
         length_s = probe(path).duration_s
     except MediaError as error:
         raise MediaError(f"{name}={error}") from error
+    if found == 1 < timing.num_frames and name in STRUCTURE_KEYS:
+        raise UserError(f"{name}={path}: shows one picture; a clip follows a video, frame by frame")
     if duration_s is not None and num_frames > found:
         raise UserError(
             f"duration_s={duration_s:g}: {name}={path} has {found / timing.fps:.2f} s at the run's "
@@ -251,6 +255,12 @@ def _reference_notes(request: Request, abilities: Abilities) -> list[str]:
         raise UserError(
             f"reference={request.reference}: {length_s:.3f} s of sound are less than one of the "
             f"{abilities.latents_per_s:g} latents a second that the model reads it as"
+        )
+    used = read_audio(request.reference, MIX_RATE_HZ, duration_s=abilities.reference_s)
+    if why := silence(used):
+        raise UserError(
+            f"reference={request.reference}: the {min(length_s, abilities.reference_s):.2f} s that the model reads of "
+            f"it are {why}; cut it to begin with the voice, or leave it out"
         )
     if length_s <= abilities.reference_s:
         return [f"reference: all of its {length_s:.2f} s are used"]

@@ -112,8 +112,8 @@ class Description:
             return self
         raise Rejected(
             "what is said is not known, and the recipe's prompts are `[VISUAL]: … [SPEECH]: …`: say it in its "
-            '`transcript` ("" for nothing), of a clip longer than a window with times in its `words`, or write its '
-            "caption in that form; free_prompts=true takes others as they are"
+            '`transcript` ("" for nothing) or write its caption in that form, but of a clip longer than a window with '
+            "times in its `words`; free_prompts=true takes others as they are"
         )
 
     def without_words(self) -> "Description":
