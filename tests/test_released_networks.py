@@ -1,7 +1,6 @@
 """SyncNet, S3FD and I3D as they are released: the published code's numbers for the same weights, and what follows.
 
-The numbers were computed by syncnet_python's networks, python_speech_features 0.6 and cd-fvd 0.1.1, which has VideoGPT's
-I3D.
+The numbers are those of syncnet_python's networks, python_speech_features 0.6 and VideoGPT's I3D (cd-fvd 0.1.1).
 """
 
 import math
