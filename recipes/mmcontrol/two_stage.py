@@ -1,7 +1,8 @@
 """MMControl's second stage: a sampled draft enlarged, noised again and refined by a distilled LoRA (MMControl, 3.4).
 
 As LTX-2's own pipelines have it: the spatial upsampler doubles height and width of the draft's latents, the controls
-are those of the whole size, three steps without guidance follow, and the sound stays the draft's.
+are those of the whole size, and three steps without guidance follow. The sound stays the draft's, as in the later of
+those pipelines; the first ones, and diffusers', decode what the three steps make of it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Refiner:
         """Conditions and controls of `batch` are those of the whole size; its clips have `draft`'s sound.
 
         x = (1 - s) z + s noise with s the first of SIGMAS and z the enlarged draft. The sound goes through the same
-        levels beside it, as the video attends to it, but what it becomes is dropped (LTX-2). References lead as grey
+        levels beside it, as the video attends to it, but what it becomes is dropped. References lead as grey
         and silence that are noised alike, so that what is known of them comes through the hints alone, as in the first
         stage (chosen).
         """
