@@ -76,6 +76,7 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
         ("mtv_stage5", "peft", (), {"kind": "rslora", "alpha": 3.0}),
         ("mtv_stage5", "diffusers", (), {"kind": "dora", "alpha": 6.0, "modality": "video"}),
         ("mmcontrol_backbone", "comfyui", (), {"alpha": 6.0}),
+        ("jova_stage1_video", "comfyui", (), {"alpha": 6.0}),
         ("jova_stage2", "peft", (), {"kind": "dora"}),
     ],
 )
@@ -120,7 +121,7 @@ def test_names_for_comfyui_are_those_that_diffusers_reads_back():
         ("LTX2VideoTransformer3DModel", ltx, _convert_non_diffusers_ltx2_lora_to_diffusers),
     )
     for model, names, convert in cases:
-        tensors = layouts.to_comfyui(dict.fromkeys(names, update), model=model)
+        tensors = layouts.to_comfyui(dict.fromkeys(names, update), model=model, weights={})
         plain = {
             key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"): tensor
             for key, tensor in tensors.items()
@@ -131,6 +132,67 @@ def test_names_for_comfyui_are_those_that_diffusers_reads_back():
         assert set(read) == expected, model
     with pytest.raises(UserError, match=r"no name is known for condition_embedder.time_proj of WanTransformer3DModel"):
         layouts.comfy_name("condition_embedder.time_proj", "WanTransformer3DModel")
+
+
+HUNYUAN = "HunyuanVideoTransformer3DModel"
+
+
+@pytest.mark.parametrize("is_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("adapted", [("to_q", "to_k", "to_v", "proj_mlp"), ("to_q", "to_v")], ids=["all", "some"])
+def test_updates_of_what_comfyui_keeps_as_one_layer_are_one_and_come_apart_again(
+    adapted: tuple[str, ...], is_dora: bool
+):
+    rows = {"attn.to_q": 6, "attn.to_k": 6, "attn.to_v": 6, "proj_mlp": 24}
+    weights = {f"single_transformer_blocks.3.{name}": torch.randn(size, 6) for name, size in rows.items()}
+    updates = {
+        name: layouts.Update(
+            torch.randn(2, 6), torch.randn(len(weight), 2), 0.7, 3 * torch.rand(len(weight)) if is_dora else None
+        )
+        for name, weight in weights.items()
+        if name.endswith(adapted)
+    }
+    tensors = layouts.to_comfyui(updates, model=HUNYUAN, weights=weights)
+    assert {key.removeprefix("diffusion_model.").partition(".l")[0] for key in tensors if "lora" in key} == {
+        "single_blocks.3"
+    }
+    down, up = (tensors[f"diffusion_model.single_blocks.3.linear1.lora_{each}.weight"] for each in ("down", "up"))
+    assert down.shape == (2 * len(adapted), 6) and up.shape == (42, 2 * len(adapted))
+    fused = torch.cat(list(weights.values()))
+    merged = fused + tensors["diffusion_model.single_blocks.3.linear1.alpha"] / len(down) * (up @ down)
+    if is_dora:
+        merged *= tensors["diffusion_model.single_blocks.3.linear1.dora_scale"] / merged.norm(dim=1, keepdim=True)
+    expected = [updates[name].on(weight) if name in updates else weight for name, weight in weights.items()]
+    torch.testing.assert_close(merged, torch.cat(expected), rtol=1e-5, atol=1e-6)
+
+    finder = layouts.layer_finder({f"backbone.{name}" for name in weights}, model=HUNYUAN)
+    sizes = {f"backbone.{name}": len(weight) for name, weight in weights.items()}
+    read = layouts.read_updates(tensors, layers=finder, sizes=sizes, scaling=lambda *_: 1.0, source="file")
+    assert {update.rank for update in read.values()} == {2}
+    assert is_dora or read.keys() == {f"backbone.{name}" for name in updates}
+    for name, weight in weights.items():
+        found = read[f"backbone.{name}"].on(weight) if f"backbone.{name}" in read else weight
+        torch.testing.assert_close(found, updates[name].on(weight) if name in updates else weight, rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_that_was_trained_on_one_layer_of_comfyui_is_that_of_all_its_parts():
+    whole = {
+        "diffusion_model.double_blocks.0.img_attn.qkv.lora_down.weight": torch.randn(3, 6),
+        "diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight": torch.randn(18, 3),
+        "diffusion_model.double_blocks.0.txt_attn.qkv.lora_down.weight": torch.randn(3, 6),
+        "diffusion_model.double_blocks.0.txt_attn.qkv.lora_up.weight": torch.zeros(18, 3),
+    }
+    names = [f"backbone.transformer_blocks.0.attn.{each}" for each in ("to_q", "to_k", "to_v")]
+    text = [f"backbone.transformer_blocks.0.attn.add_{each}_proj" for each in "qkv"]
+    finder = layouts.layer_finder({*names, *text}, model=HUNYUAN)
+    sizes = dict.fromkeys([*names, *text], 6)
+    read = layouts.read_updates(whole, layers=finder, sizes=sizes, scaling=lambda *_: 0.5, source="file")
+    assert read.keys() == {*names, *text} and {update.rank for update in read.values()} == {3}
+    down, up = (whole[f"diffusion_model.double_blocks.0.img_attn.qkv.lora_{each}.weight"] for each in ("down", "up"))
+    assert torch.equal(torch.cat([read[name].on(torch.zeros(6, 6)) for name in names]), 0.5 * (up @ down))
+    with pytest.raises(UserError, match="has 18 rows there, and 15 in this model"):
+        layouts.read_updates(
+            whole, layers=finder, sizes={**sizes, names[0]: 3}, scaling=lambda *_: 1.0, source="file"
+        )  # fmt: skip
 
 
 def test_a_merged_model_and_a_merged_run_compute_what_the_adapter_did(tmp_path: Path):

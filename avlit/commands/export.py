@@ -117,7 +117,8 @@ def export_adapter(config: Config, run: Run, layout: str, *, parts: tuple[str, .
         save_file(layouts.to_diffusers(stock), path, metadata=metadata)
         read = reading.read_with_diffusers(out, plain.backbone, updates)
     elif layout == "comfyui":
-        save_file(layouts.to_comfyui(stock, model=class_name), path, metadata=metadata)
+        weights = {name.removesuffix(".weight"): tensor for name, tensor in plain.backbone.state_dict().items()}
+        save_file(layouts.to_comfyui(stock, model=class_name, weights=weights), path, metadata=metadata)
         read = reading.read_as_comfyui(path, plain, updates, class_name=class_name)
     else:
         save_file(layouts.to_peft(updates), path, metadata=metadata)

@@ -42,9 +42,11 @@ def main(words: Sequence[str]) -> int:
 
     tensors, settings = read_lora(path)
     module = build_module(config)
-    linear = {name for name, layer in module.model.named_modules() if isinstance(layer, torch.nn.Linear)}
-    finder = layer_finder(linear, model=type(module.model.backbone).__name__)
-    updates = read_updates(tensors, layers=finder, scaling=settings.scaling, source=str(path))
+    sizes = {
+        name: layer.out_features for name, layer in module.model.named_modules() if isinstance(layer, torch.nn.Linear)
+    }
+    finder = layer_finder(set(sizes), model=type(module.model.backbone).__name__)
+    updates = read_updates(tensors, layers=finder, sizes=sizes, scaling=settings.scaling, source=str(path))
     ranks = {update.rank for update in updates.values()}
     if len(ranks) > 1:
         raise UserError(

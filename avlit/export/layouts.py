@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from avlit.errors import UserError
+from avlit.export.fusion import fuse, take_apart
 from avlit.export.updates import Update
 
 BACKBONE = "backbone."
@@ -25,10 +26,19 @@ _WAN = (
     (".attn1.to_out.0", ".self_attn.o"), (".attn2.to_out.0", ".cross_attn.o"), (".attn1.to_", ".self_attn."),
     (".attn2.to_", ".cross_attn."), (".ffn.net.0.proj", ".ffn.0"), (".ffn.net.2", ".ffn.2"),
 )  # fmt: skip
+_HUNYUAN = (
+    ("single_transformer_blocks.", "single_blocks."), ("transformer_blocks.", "double_blocks."),
+    (".attn.to_out.0", ".img_attn.proj"), (".attn.to_add_out", ".txt_attn.proj"),
+    (".ff.net.0.proj", ".img_mlp.0"), (".ff.net.2", ".img_mlp.2"),
+    (".ff_context.net.0.proj", ".txt_mlp.0"), (".ff_context.net.2", ".txt_mlp.2"),
+    (".norm1.linear", ".img_mod.lin"), (".norm1_context.linear", ".txt_mod.lin"),
+    (".norm.linear", ".modulation.lin"), (".proj_out", ".linear2"),
+)  # fmt: skip
 COMFY_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "CogVideoXTransformer3DModel": _COGVIDEOX,
     "WanTransformer3DModel": _WAN,
     "LTX2VideoTransformer3DModel": (),
+    "HunyuanVideoTransformer3DModel": _HUNYUAN,
 }
 """Class of diffusers -> parts of its blocks' layers' names and what ComfyUI's own model calls them, in this order."""
 COMFY_ENDS: dict[str, dict[str, str]] = {
@@ -46,9 +56,19 @@ COMFY_ENDS: dict[str, dict[str, str]] = {
         "av_cross_attn_video_a2v_gate.linear": "av_ca_a2v_gate_adaln_single.linear",
         "av_cross_attn_audio_v2a_gate.linear": "av_ca_v2a_gate_adaln_single.linear",
     },
+    "HunyuanVideoTransformer3DModel": {"proj_out": "final_layer.linear"},
 }
 """The same for layers before and after the blocks, by their whole names."""
-BLOCKS = re.compile(r"(transformer_blocks|blocks)\.\d+\.")
+_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+COMFY_FUSED: dict[str, tuple[tuple[str, str, tuple[str, ...]], ...]] = {
+    "HunyuanVideoTransformer3DModel": (
+        ("transformer_blocks", "img_attn.qkv", _QKV),
+        ("transformer_blocks", "txt_attn.qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+        ("single_transformer_blocks", "linear1", (*_QKV, "proj_mlp")),
+    )
+}
+"""Class of diffusers -> blocks, one of ComfyUI's layers there, and the layers here whose rows it has, in order."""
+BLOCKS = re.compile(r"((single_)?transformer_blocks|blocks)\.\d+\.")
 
 
 def comfy_name(layer: str, model: str) -> str:
@@ -65,6 +85,18 @@ def comfy_name(layer: str, model: str) -> str:
     return layer
 
 
+def comfy_place(layer: str, model: str) -> tuple[str, tuple[str, ...]]:
+    """What ComfyUI calls the layer that has this one's rows, and all the layers here whose rows that has, in order.
+
+    UserError where its names are not known here.
+    """
+    for blocks, fused, endings in COMFY_FUSED.get(model, ()):
+        found = re.match(rf"({blocks}\.\d+\.)(.+)", layer)
+        if found and found[2] in endings:
+            return comfy_name(found[1] + fused, model), tuple(found[1] + ending for ending in endings)
+    return comfy_name(layer, model), (layer,)
+
+
 def to_diffusers(updates: Mapping[str, Update]) -> dict[str, Tensor]:
     """Tensors for a pipeline's `load_lora_weights` and a transformer's `load_lora_adapter`; layers of the backbone."""
     tensors = {}
@@ -76,11 +108,19 @@ def to_diffusers(updates: Mapping[str, Update]) -> dict[str, Tensor]:
     return tensors
 
 
-def to_comfyui(updates: Mapping[str, Update], *, model: str) -> dict[str, Tensor]:
-    """Tensors for ComfyUI's LoRA loaders, under the names of the model's own release."""
+def to_comfyui(updates: Mapping[str, Update], *, model: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors for ComfyUI's LoRA loaders, under the names of the model's own release.
+
+    weights: layer -> weight [out, in] of diffusers' class `model`, for what ComfyUI keeps as one layer.
+    """
     tensors = {}
-    for name, update in updates.items():
-        key = f"diffusion_model.{comfy_name(name, model)}"
+    for place, layers in dict(comfy_place(name, model) for name in updates).items():
+        update = (
+            updates[layers[0]]
+            if len(layers) == 1
+            else fuse([updates.get(layer) for layer in layers], [weights[layer] for layer in layers])
+        )
+        key = f"diffusion_model.{place}"
         tensors[f"{key}.lora_down.weight"] = update.down
         tensors[f"{key}.lora_up.weight"] = update.up
         tensors[f"{key}.alpha"] = torch.tensor(update.scaling * update.rank)
@@ -111,16 +151,18 @@ PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.diff
 def read_updates(
     tensors: Mapping[str, Tensor],
     *,
-    layers: Callable[[str], str | None],
+    layers: Callable[[str], tuple[str, ...] | None],
+    sizes: Mapping[str, int],
     scaling: Callable[[str, int], float],
     source: str,
 ) -> dict[str, Update]:
     """Updates by layer of this model, from a file of any of the layouts.
 
-    layers: a file's layer name without prefix -> this model's, None where it has none. scaling: (layer, rank) -> the
-    factor where the file has no `.alpha`. UserError: a tensor belongs to nothing, or a layer lacks a half.
+    layers: a file's layer name without prefix -> this model's layers whose rows it has, None where it has none. sizes:
+    layer -> rows. scaling: (layer, rank) -> the factor where the file has no `.alpha`. UserError: a tensor belongs to
+    nothing, a layer lacks a half, or has other rows.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
     strange = []
     for key, tensor in tensors.items():
         split = _split(key)
@@ -135,26 +177,33 @@ def read_updates(
             "is it of another model, or another kind than LoRA and DoRA?"
         )
     updates = {}
-    for layer, parts in found.items():
+    for place, parts in found.items():
+        layer = place[0]
         if not {"down", "up"} <= parts.keys():
             raise UserError(f"{source}: {layer} has only {', '.join(parts)}; an update has two halves")
         rank = parts["down"].shape[0]
         factor = float(parts["alpha"]) / rank if "alpha" in parts else scaling(layer, rank)
         magnitude = parts["magnitude"].flatten() if "magnitude" in parts else None
-        updates[layer] = Update(parts["down"], parts["up"], factor, magnitude)
+        whole = Update(parts["down"], parts["up"], factor, magnitude)
+        rows = [sizes[each] for each in place]
+        if len(whole.up) != sum(rows):
+            raise UserError(f"{source}: {layer} has {len(whole.up)} rows there, and {sum(rows)} in this model")
+        of_parts = [whole] if len(place) == 1 else take_apart(whole, rows)
+        updates |= {each: part for each, part in zip(place, of_parts, strict=True) if part is not None}
     return updates
 
 
-def layer_finder(names: set[str], *, model: str) -> Callable[[str], str | None]:
+def layer_finder(names: set[str], *, model: str) -> Callable[[str], tuple[str, ...] | None]:
     """For `read_updates`: finds layers of this module by the names that any of the layouts gives them.
 
     names: of the module's linear layers. model: diffusers' class of its backbone.
     """
     backbone = [name.removeprefix(BACKBONE) for name in names if name.startswith(BACKBONE)]
-    known = {name: BACKBONE + name for name in backbone} | {name: name for name in names}
+    known = {name: (BACKBONE + name,) for name in backbone} | {name: (name,) for name in names}
     if model in COMFY_NAMES:
         ends = COMFY_ENDS[model]
-        known |= {comfy_name(name, model): BACKBONE + name for name in backbone if BLOCKS.match(name) or name in ends}
+        places = dict(comfy_place(name, model) for name in backbone if BLOCKS.match(name) or name in ends)
+        known |= {place: tuple(BACKBONE + name for name in layers) for place, layers in places.items()}
     flat = {name.replace(".", "_"): layer for name, layer in known.items()}  # kohya's: lora_unet_blocks_0_self_attn_q
     return lambda name: known.get(name) or flat.get(name.removeprefix("lora_unet_").removeprefix("lora_transformer_"))
 

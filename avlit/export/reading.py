@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avlit.errors import UserError
-from avlit.export.layouts import BACKBONE, comfy_name
+from avlit.export.layouts import BACKBONE, comfy_place
 
 PARTS = ("lora_up.weight", "lora_down.weight", "alpha", "dora_scale")
 """What ComfyUI reads of a layer."""
@@ -35,17 +35,20 @@ def read_as_comfyui(path: Path, model: nn.Module, names: Iterable[str], *, class
     UserError: the file has tensors that no layer of the model is patched with; ComfyUI would pass over them.
     """
     tensors, used, layers = load_file(path), set(), {}
-    for name in names:
-        key = f"diffusion_model.{comfy_name(name.removeprefix(BACKBONE), class_name)}"
+    places = dict(comfy_place(name.removeprefix(BACKBONE), class_name) for name in names)
+    for place, members in places.items():
+        key = f"diffusion_model.{place}"
         parts = {each: tensors.get(f"{key}.{each}") for each in PARTS}
         used |= {f"{key}.{each}" for each, tensor in parts.items() if tensor is not None}
-        layer: Any = model.get_submodule(name)
-        patched = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        weight = _patched(layer.weight.detach().float(), parts)
-        patched.weight = nn.Parameter(weight)
-        if layer.bias is not None:
-            patched.bias = nn.Parameter(layer.bias.detach().float())
-        layers[name] = patched
+        whole: list[Any] = [model.get_submodule(BACKBONE + name) for name in members]  # one layer of ComfyUI's
+        weight = _patched(torch.cat([layer.weight.detach().float() for layer in whole]), parts)
+        rows = weight.split([layer.out_features for layer in whole])
+        for name, layer, own in zip(members, whole, rows, strict=True):
+            patched = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+            patched.weight = nn.Parameter(own)
+            if layer.bias is not None:
+                patched.bias = nn.Parameter(layer.bias.detach().float())
+            layers[BACKBONE + name] = patched
     if strange := sorted(tensors.keys() - used):
         raise UserError(f"{path}: {len(strange)} tensors patch no layer, first {strange[0]}")
     return layers
