@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from avlit.codecs.build import build_audio_codec, build_text_encoder, build_video_codec
+from avlit.commands.prepare import readiness
 from avlit.errors import ConfigError
 from avlit.media import read_audio, read_clip, write_mp4
 from avlit.timing import Timing
@@ -474,6 +475,16 @@ def test_words_that_make_no_sense_are_refused(words: object):
 def test_settings_without_effect_are_refused(tmp_path: Path, word: str, message: str):
     with pytest.raises(ConfigError, match=message):
         load_prepare_config([f"source={tmp_path}", f"out={tmp_path / 'out'}", "recipe=unitalking_stage2", word])
+
+
+def test_training_leaves_out_tasks_that_no_clip_has_a_control_for_but_needs_a_reference_image(tmp_path: Path):
+    config = load_prepare_config([f"source={tmp_path}", f"out={tmp_path / 'out'}", "recipe=mmcontrol"])
+    left_out = readiness(config, Report({}, no_controls=("depth", "pose")))
+    assert left_out.startswith("ready for `just train recipe=mmcontrol ")
+    assert left_out.endswith(" tasks.depth=0 tasks.pose=0`")
+    assert "tasks." not in readiness(config, Report({}))
+    lacking = readiness(config, Report({}, no_controls=("reference_image", "pose")))
+    assert lacking == "written, but recipe=mmcontrol does not train without reference_image, which no clip has"
 
 
 def test_a_description_without_words_stays_what_it_was():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from avlit.config import DataConfig, load_config
 from avlit.errors import ConfigError
+from avlit.settings import leaves
 from data.prepare.config import PrepareConfig, load_prepare_config
 
 if TYPE_CHECKING:  # a wrong word must not wait for torch
@@ -65,7 +66,7 @@ def main(words: Sequence[str]) -> int:
         print(f"just prepare: {error}; nothing was written", file=sys.stderr)
         return 1
     print("\n".join(report.lines()))
-    print(f"{config.out}: ready for `just train {' '.join(training_words(config, report))}`")
+    print(f"{config.out}: {readiness(config, report)}")
     return 0
 
 
@@ -98,13 +99,19 @@ def unmeasured(config: PrepareConfig) -> str:
     )
 
 
-def training_words(config: PrepareConfig, report: Report) -> list[str]:
-    """What `just train` needs to hear to train on the shards."""
-    words = [f"recipe={config.recipe}", f"size={config.size}", f"data.root={config.out}"]
-    wanted = load_config([f"recipe={config.recipe}", f"size={config.size}"]).data.subsets
-    if wanted.keys() - {name for name, count in report.counts().items() if count["train"]}:
+def readiness(config: PrepareConfig, report: Report) -> str:
+    """The words that train on the shards, or why none do."""
+    words = [f"recipe={config.recipe}", f"size={config.size}"]
+    recipe = load_config(words)
+    keys = leaves(type(recipe))
+    left_out = [f"tasks.{name}=0" for name in report.no_controls if f"tasks.{name}" in keys]
+    needed = load_config([*words, *left_out]).reads.controls
+    if lacking := [name for name in report.no_controls if name in needed]:
+        return f"written, but recipe={config.recipe} does not train without {' and '.join(lacking)}, which no clip has"
+    words.append(f"data.root={config.out}")
+    if recipe.data.subsets.keys() - {name for name, count in report.counts().items() if count["train"]}:
         words.append("data.subsets={}")  # the recipe's mix is of subsets that are not there
-    return words
+    return f"ready for `just train {' '.join([*words, *left_out])}`"
 
 
 def encoders_of(config: PrepareConfig) -> Encoders:
