@@ -6,6 +6,7 @@ from benchmarks import (
     comparison,
     fsdp,
     joint,
+    joint_block,
     loop,
     mouth_loss,
     plan,
@@ -23,6 +24,7 @@ if __name__ == "__main__":
     tracking.main([])
     comparison.main([])
     loop.main([])
+    joint_block.main([])
     joint.main([])
     mouth_loss.main()
     bypass.main([])

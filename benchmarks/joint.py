@@ -1,9 +1,8 @@
-"""What joining two Wan transformers costs: a block over its calls, a step over two stock models, memory, masks.
+"""What joining two Wan transformers costs: a step over two stock models, memory, one-way attention; and its sizes.
 
-Ratios of process-CPU time at one thread in float32, forward and backward, the variants in turn in one process; medians
-of the rounds' ratios. Nothing is trained: inputs are noise. A block holds its activations until its backward pass, its
-calls alone do not; where glibc gives freed memory back, the block pays for getting it again. So a block is measured as
-the system's allocator is, and with memory kept, as PyTorch's own allocator keeps a GPU's.
+Ratios of process-CPU time at one thread in float32, forward and backward, the variants in turn in one process: medians
+and quartiles of the rounds' ratios. Nothing is trained: inputs are noise. Freed memory is kept, as PyTorch's own
+allocator keeps a GPU's: see `joint_block`, which measures a single block.
 """
 
 import argparse
@@ -12,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import median, quantiles
@@ -24,10 +23,8 @@ from torch.nn.functional import mse_loss, scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from avlit.models.backbones import Stock, add_gated, affine
 from avlit.models.joint_attention import Heads, Mode, joint_attention
 from avlit.models.sizes import TwinWanConfig
-from avlit.models.twin_block import Stream, twin_block
 from avlit.models.twin_wan import TwinWan
 
 Run = Callable[[], object]
@@ -50,7 +47,7 @@ class Shape:
         return frames * height * width // self.config.patch_size**2
 
 
-def _config(*, num_layers: int, num_heads: int, head_dim: int) -> TwinWanConfig:
+def twin_config(*, num_layers: int, num_heads: int, head_dim: int) -> TwinWanConfig:
     return TwinWanConfig(
         num_layers=num_layers,
         num_heads=num_heads,
@@ -66,17 +63,9 @@ def _config(*, num_layers: int, num_heads: int, head_dim: int) -> TwinWanConfig:
 
 
 SHAPES = (
-    Shape("tiny", _config(num_layers=4, num_heads=4, head_dim=48), (7, 8, 8), 131, 4),
-    Shape("wide", _config(num_layers=2, num_heads=8, head_dim=64), (5, 16, 16), 64, 2),
+    Shape("tiny", twin_config(num_layers=4, num_heads=4, head_dim=48), (7, 8, 8), 131, 4),
+    Shape("wide", twin_config(num_layers=2, num_heads=8, head_dim=64), (5, 16, 16), 64, 2),
 )
-PUBLISHED = Shape(
-    "one block as wide as Wan2.2-5B's",
-    replace(_config(num_layers=1, num_heads=24, head_dim=128), ffn_dim=14336),
-    (4, 16, 16),
-    64,
-    1,
-)
-"""Takes seconds a round, of which it gets fewer."""
 
 
 class Joint:
@@ -177,92 +166,7 @@ def differentiated(outputs: Callable[[], Sequence[Tensor]], inputs: Sequence[Ten
     return lambda: torch.autograd.grad(outputs(), inputs, incoming)
 
 
-def block_run(shape: Shape, joint: Joint) -> Run:
-    """The first block of both streams as the model runs it."""
-    model, config = joint.model, shape.config
-    width, batch = config.inner_dim, shape.batch
-    leaf = _leaves(batch)
-    video_rotary = model._video_rotary(*shape.grid, torch.device("cpu"))  # pyright: ignore[reportPrivateUsage]
-    audio_rotary = model._audio_rotary(  # pyright: ignore[reportPrivateUsage]
-        shape.num_audio, shape.grid[0], torch.device("cpu")
-    )
-    streams = [
-        Stream(twin, references, leaf(config.max_text_tokens, width), leaf(1, width), leaf(1, 6, width), rotary)
-        for twin, references, rotary in (
-            (model.backbone, model.video_references, video_rotary),
-            (model.audio, model.audio_references, audio_rotary),
-        )
-    ]
-    reference = leaf(config.max_reference_tokens, width)
-    tokens = (leaf(shape.num_video, width), leaf(shape.num_audio, width))
-    inputs = [reference, *tokens]
-    for stream in streams:
-        inputs += [stream.text, stream.modulation, *stream.twin.blocks[0].parameters()]
-        inputs += list(stream.references[0].parameters())
-    blocks = [stream.twin.blocks[0] for stream in streams]
-    references = [stream.references[0] for stream in streams]
-    return differentiated(lambda: twin_block(blocks, references, streams, reference, "joint", None, *tokens), inputs)
-
-
-def calls_run(shape: Shape, joint: Joint, *, norms: bool) -> Run:
-    """The calls that the block consists of, each forward and backward on inputs of its own before the next.
-
-    norms: its norms and modulations too, not only linear layers, attentions and feed-forwards.
-    """
-    model, config = joint.model, shape.config
-    width, heads, head = config.inner_dim, config.num_heads, config.head_dim
-    leaf = _leaves(shape.batch)
-    calls: list[Run] = []
-
-    def add(function: Callable[..., Tensor], *given: Tensor) -> None:
-        weights = list(function.parameters()) if isinstance(function, nn.Module) else []
-        calls.append(differentiated(lambda: [function(*given)], [*given, *weights]))
-
-    def add_attention(num_queries: int, num_keys: int) -> None:
-        inputs = [leaf(n, heads, head) for n in (num_queries, num_keys, num_keys)]
-        calls.append(differentiated(lambda: [_attention(*inputs)], inputs))
-
-    for twin, references, num_tokens in (
-        (model.backbone, model.video_references, shape.num_video),
-        (model.audio, model.audio_references, shape.num_audio),
-    ):
-        block: Stock = twin.blocks[0]
-        added: Stock = references[0]
-        conditions = ((block.attn2, config.max_text_tokens), (added, config.max_reference_tokens))
-        projections = [
-            *((layer, num_tokens) for layer in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)),
-            *((layer, num_tokens) for layer in (block.attn1.to_out[0], block.attn2.to_q, block.attn2.to_out[0])),
-            *((layer, length) for module, length in conditions for layer in (module.to_k, module.to_v)),
-        ]
-        for layer, length in (*projections, (block.ffn, num_tokens)):
-            add(layer, leaf(length, width))
-        for _, length in conditions:
-            add_attention(num_tokens, length)
-        if norms:
-            of_tokens = (block.attn1.norm_q, block.attn1.norm_k, block.attn2.norm_q)
-            for norm in (block.norm1, block.norm2, block.norm3, *of_tokens):
-                add(norm, leaf(num_tokens, width))
-            for module, length in conditions:
-                add(module.norm_k, leaf(length, width))
-            for _ in range(2):  # around the self-attention and around the feed-forward
-                add(affine, leaf(num_tokens, width), leaf(1, width), leaf(1, width))
-                add(add_gated, leaf(num_tokens, width), leaf(1, width), leaf(num_tokens, width))
-    num_joint = shape.num_video + shape.num_audio
-    add_attention(num_joint, num_joint)
-
-    def run() -> None:
-        for call in calls:
-            call()
-
-    return run
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Of [B, N, heads, head], the layout in which linear layers leave their heads."""
-    return scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-
-
-def _leaves(batch: int) -> Callable[..., Tensor]:
+def leaves(batch: int) -> Callable[..., Tensor]:
     return lambda *shape: torch.randn(batch, *shape, requires_grad=True)
 
 
@@ -308,25 +212,23 @@ def line(label: str, value: str) -> None:
     print(f"  {label:<72} {value}")
 
 
-def keep_freed_memory() -> None:
-    """From now on, glibc neither gives freed memory back nor maps large blocks apart; OSError where it is not glibc."""
-    libc = ctypes.CDLL("libc.so.6")
+def keep_freed_memory() -> str:
+    """From now on, glibc neither gives freed memory back nor maps large blocks apart. Says what becomes of it."""
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    if not (libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_max, 0)):
-        raise OSError("mallopt refused")
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # not glibc
+        return "left to the system"
+    return "kept" if mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_max, 0) else "left to the system"
 
 
-def report_block(shape: Shape, joint: Joint, rounds: int) -> None:
-    """One block over its calls."""
-    runs = {
-        "block": block_run(shape, joint),
-        "calls": calls_run(shape, joint, norms=True),
-        "core": calls_run(shape, joint, norms=False),
-    }
-    found = timed(runs, rounds=rounds)
-    line("one joint block", f"{median(found['block']):.1f} ms")
-    line("  over its linear, attention, feed-forward calls, norms and modulations", ratio(found, "block", "calls"))
-    line("  over the first three alone (goal: 1.05)", ratio(found, "block", "core"))
+def heading(shape: Shape, memory: str, rounds: int) -> str:
+    """What is measured."""
+    config = shape.config
+    return (
+        f"twin Wan, {shape.name}: width {config.inner_dim}, layers {config.num_layers}, tokens {shape.num_video} video "
+        f"and {shape.num_audio} audio, clips {shape.batch}; freed memory {memory}; rounds {rounds}"
+    )
 
 
 def report_step(shape: Shape, joint: Joint, rounds: int) -> None:
@@ -358,7 +260,7 @@ def report_memory(joint: Joint) -> None:
 
 def report_one_way(shape: Shape, rounds: int) -> None:
     """Attention of video that is blind to sound, as two calls, over one with a dense mask and over the joint one."""
-    leaf, num_heads, head_dim = _leaves(shape.batch), shape.config.num_heads, shape.config.head_dim
+    leaf, num_heads, head_dim = leaves(shape.batch), shape.config.num_heads, shape.config.head_dim
     lengths = (shape.num_video, shape.num_audio)
     inputs = [leaf(length, num_heads, head_dim) for length in lengths for _ in range(3)]
     streams = [Heads(*(x.transpose(1, 2) for x in inputs[start : start + 3])) for start in (0, 3)]
@@ -382,28 +284,18 @@ def report_one_way(shape: Shape, rounds: int) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
-    """All four at both sizes, and the block once more with memory kept."""
+    """All three at both sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args(words)
     torch.set_num_threads(1)
+    memory = keep_freed_memory()
     for shape in SHAPES:
-        config = shape.config
-        print(
-            f"twin Wan, {shape.name}: {config.num_layers} layers of {config.inner_dim}, {shape.num_video} video and "
-            f"{shape.num_audio} audio tokens, {shape.batch} clips (medians, quartiles of {options.rounds} rounds)"
-        )
+        print(heading(shape, memory, options.rounds))
         joint = Joint(shape)
-        report_block(shape, joint, options.rounds)
         report_one_way(shape, options.rounds)
         report_memory(joint)
         report_step(shape, joint, options.rounds)
-    print(f"twin Wan, {PUBLISHED.name}, {PUBLISHED.num_video} video and {PUBLISHED.num_audio} audio tokens")
-    report_block(PUBLISHED, Joint(PUBLISHED), max(5, options.rounds // 4))
-    keep_freed_memory()  # cannot be taken back, so it comes last
-    for shape in SHAPES:
-        print(f"twin Wan, {shape.name}, memory kept")
-        report_block(shape, Joint(shape), options.rounds)
 
 
 if __name__ == "__main__":
