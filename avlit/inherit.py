@@ -260,6 +260,8 @@ def restore_optimizer(
 def _placed(value: object, parameter: nn.Parameter, *, on_device: bool) -> object:
     if not isinstance(value, Tensor):
         return value
+    if is_part(value):
+        return value
     if is_part(parameter) and value.shape == parameter.shape:
         return like_sharded(value, parameter)
     # the step count of an unfused optimizer stays on the CPU, where it is read every step

@@ -1,5 +1,6 @@
 """What the processes of one training run tell each other besides gradients, and who holds what of a sharded tensor."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -67,6 +68,16 @@ def like_sharded(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to(like.device)
+
+
+def as_part(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's rows of a tensor as a part of the whole, which is spread over the ranks as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    size = torch.Size((len(like), *tensor.shape[1:]))
+    stride = tuple(math.prod(size[place + 1 :]) for place in range(len(size)))
+    part = DTensor.from_local(tensor, like.device_mesh, like.placements, run_check=False, shape=size, stride=stride)
+    return part.to(like.device)  # the mesh's device is another one where parts are in the host's memory
 
 
 @torch.no_grad()

@@ -157,14 +157,8 @@ def refuse(config: Config, kind: Kind, attention: Attention, *, is_gpu: bool) ->
     settings = config.strategy
     if settings.cpu_offload and not is_gpu:
         raise ConfigError("strategy.cpu_offload=true: without a GPU all is in the host's memory already; leave it out")
-    if config.optimizer.states == "8bit":
-        if kind == "fsdp2":
-            raise ConfigError(
-                "optimizer.states=8bit: not with strategy=fsdp2, whose ranks would quantise blocks of their own "
-                "parts: a checkpoint could not be resumed exactly on another number of them; use strategy=ddp, or fp32"
-            )
-        if not has_torchao():
-            raise ConfigError("optimizer.states=8bit: needs torchao; `pip install torchao`, or leave it at fp32")
+    if config.optimizer.states == "8bit" and not has_torchao():
+        raise ConfigError("optimizer.states=8bit: needs torchao; `pip install torchao`, or leave it at fp32")
     if config.compile == "blocks":
         if settings.activation_checkpointing == "selective":
             raise ConfigError(
