@@ -236,9 +236,11 @@ def _differing_before(run: Run, references: Mapping[str, Reference], root: Path)
         return [f"init={run.init_checkpoint}, of no run that is there"]
     if own == expected:
         return []
-    is_same_recipe = before and before.recipe in references and expected.startswith(f"{before.recipe},")
-    if before and is_same_recipe and (further := differing(before, references, root)):
-        return [f"init, a {before.recipe} with {further[0]}"]
+    if before and before.recipe in references and expected.startswith(f"{before.recipe},"):
+        if further := differing(before, references, root):
+            return [f"init, a {before.recipe} with {further[0]}"]
+        if own.rsplit(",", 1)[0] == expected.rsplit(",", 1)[0]:  # the same step; keys that came or went since
+            return []
     return [f"init, {own or 'no trained weights'} instead of {expected or 'none'}"]
 
 
