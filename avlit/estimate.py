@@ -12,9 +12,10 @@ from torch import nn
 
 from avlit.config import Config
 from avlit.dry_run import StepCost
+from avlit.eight_bit import moment_bytes
 from avlit.errors import UserError
 from avlit.module import AVModule
-from avlit.strategies import Kind, Sharding, kind_of, sharding_of
+from avlit.strategies import COMPUTED_LOW, Kind, Sharding, kind_of, sharding_of
 
 GPUS_PER_NODE = 8
 """For strategy.shard=node."""
@@ -139,17 +140,29 @@ def sharding_on_gpus(config: Config) -> tuple[Kind, Sharding | None]:
     return kind, sharding
 
 
-def dtypes_on_device(module: AVModule, sharding: Sharding | None) -> dict[nn.Parameter, torch.dtype]:
+def dtypes_on_device(
+    module: AVModule, config: Config, sharding: Sharding | None
+) -> dict[nn.Parameter, torch.dtype]:  # fmt: skip
     """Precision in which the device computes with each of the model's parameters."""
-    own = dtypes_at_rest(module)
+    own = dtypes_at_rest(module, config)
     if sharding is not None and sharding.gathers_bf16:
         own |= dict.fromkeys(_unit_parameters(module), torch.bfloat16)
     return own
 
 
-def dtypes_at_rest(module: AVModule) -> dict[nn.Parameter, torch.dtype]:
-    """Precision in which each of the model's parameters is kept."""
-    return {each: torch.float32 if each.requires_grad else module.frozen_dtype for each in module.model.parameters()}
+def dtypes_at_rest(module: AVModule, config: Config) -> dict[nn.Parameter, torch.dtype]:
+    """Precision in which each of the model's parameters is kept.
+
+    What is frozen is taken to be released, and lowered as `avlit.strategies.lower_frozen` does, but where it comes from
+    another run's checkpoint without an adapter: that holds it in float32, and so does the run that goes on from it.
+    """
+    own = {each: torch.float32 if each.requires_grad else module.frozen_dtype for each in module.model.parameters()}
+    is_released = config.init is None or config.model.weights or config.adapter.is_on or module.base_names
+    if config.precision == "bf16" and is_released:
+        for layer in module.model.modules():
+            if isinstance(layer, COMPUTED_LOW):
+                own |= {each: torch.bfloat16 for each in layer.parameters(recurse=False) if not each.requires_grad}
+    return own
 
 
 def memory_of(module: AVModule, config: Config, cost: StepCost, *, is_gpu: bool = True) -> Memory:
@@ -159,8 +172,13 @@ def memory_of(module: AVModule, config: Config, cost: StepCost, *, is_gpu: bool 
     """
     kind, sharding = sharding_on_gpus(config)
     parts = 1 if sharding is None else config.train.devices // sharding.copies
-    at_rest = dtypes_at_rest(module)
+    at_rest = dtypes_at_rest(module, config)
     trained = sum(each.numel() for each in at_rest if each.requires_grad)
+    moments = 2 * sum(
+        each.numel() * (moment_bytes(each) if config.optimizer.states == "8bit" else FLOAT_BYTES)
+        for each in at_rest
+        if each.requires_grad
+    )
     beside = [each for each in module.parameters() if each not in at_rest]  # a recipe's own, beside its model
     weights = sum(each.numel() * dtype.itemsize for each, dtype in at_rest.items()) / parts
     gradients = FLOAT_BYTES * trained / parts
@@ -171,7 +189,7 @@ def memory_of(module: AVModule, config: Config, cost: StepCost, *, is_gpu: bool 
     found = Memory(
         weights=weights + sum(each.numel() * each.element_size() for each in (*beside, *module.buffers())),
         gradients=gradients * (2 if kind == "ddp" else 1),
-        optimizer=2 * gradients,
+        optimizer=moments / parts,
         average=gradients if config.ema.decay else 0.0,
         gathered=_gathered(module, sharding, at_rest) if sharding else 0.0,
         activations=activations,

@@ -50,7 +50,7 @@ def predicted(config: Config) -> float:
         blank_batch(config, micro_batch_of(config)),
         is_bf16=config.precision == "bf16",
         run=LayerRun(config.strategy.activation_checkpointing),
-        dtypes=dtypes_at_rest(module),
+        dtypes=dtypes_at_rest(module, config),
         is_gpu=False,
     )
     return memory_of(module, config, cost, is_gpu=False).total
@@ -71,7 +71,7 @@ def measured(config: Config) -> float:
 def _train(config: Config) -> None:
     module = build_module(config)
     module.freeze()
-    for parameter, dtype in dtypes_at_rest(module).items():
+    for parameter, dtype in dtypes_at_rest(module, config).items():
         parameter.data = parameter.data.to(dtype)
     plan_strategy(config).apply(module)
     batches = [blank_batch(config, micro_batch_of(config), device="cpu")] * (STEPS * config.train.accumulate)

@@ -15,15 +15,17 @@ from avlit.codecs.embedded_video import EmbeddedVideoCodec
 from avlit.codecs.gemma import TEXT_TOKENS as GEMMA_TOKENS
 from avlit.codecs.pretrained import T5Encoder
 from avlit.codecs.wan import TEXT_TOKENS as UMT5_TOKENS
+from avlit.commands.assembly import build_module
 from avlit.commands.estimate import drawn_module, estimate, parse_memory, planned, smaller_configs
 from avlit.config import Config, OptimizerConfig, load_config, recipe_keys
 from avlit.dry_run import AUDIO_CHANNELS, TEXT_FEATURES, TRACK_FEATURES, VIDEO_CHANNELS, blank_batch, dry_run
 from avlit.errors import UserError
-from avlit.estimate import RESERVED_BYTES, settle
+from avlit.estimate import RESERVED_BYTES, dtypes_at_rest, settle
 from avlit.models.backbones import LayerRun, run_layer
 from avlit.module import AVModule
 from avlit.objectives import Losses, mean_squared_error
 from avlit.randomness import Draws
+from avlit.strategies import lower_frozen
 from benchmarks.plan import measured, predicted
 
 CLIPS, TOKENS, WIDTH, LAYERS = 2, 48, 64, 5
@@ -171,6 +173,25 @@ def test_an_adapter_leaves_gradients_and_moments_of_itself_alone():
     assert adapted.trained < 0.1 * whole.trained and adapted.parameters == whole.parameters + adapted.trained
     assert adapted.memory.optimizer == 8 * adapted.trained
     assert adapted.flops < whole.flops
+
+
+def test_frozen_weights_are_planned_in_the_precision_that_training_keeps_them_in():
+    config = load_config(["recipe=mtv_stage1", "model.trainable=control", "precision=bf16", "train.accelerator=cpu"])
+    module = build_module(config)
+    module.freeze()
+    module.released = frozenset(name for name in module.model.state_dict() if name.startswith("backbone."))
+    lower_frozen(module)
+    kept = {name: each.dtype for name, each in module.model.named_parameters()}
+    assert set(kept.values()) == {torch.float32, torch.bfloat16}
+
+    def planned_dtypes(config: Config) -> dict[str, torch.dtype]:
+        drawn = drawn_module(config)
+        dtypes = dtypes_at_rest(drawn, config)
+        return {name: dtypes[each] for name, each in drawn.model.named_parameters()}
+
+    assert planned_dtypes(config) == kept
+    inherited = planned_dtypes(replace(config, init="a run"))  # whose checkpoint holds what is frozen here
+    assert set(inherited.values()) == {torch.float32}
 
 
 def test_a_batch_is_shared_out_with_micro_batches_as_they_were():

@@ -20,6 +20,7 @@ from avlit.checkpoints import Checkpoint, newest_valid
 from avlit.commands.assembly import build_module
 from avlit.commit import CheckpointError
 from avlit.config import OptimizerConfig, from_yaml, load_config, to_yaml
+from avlit.eight_bit import moment_bytes
 from avlit.errors import ConfigError
 from avlit.inherit import flatten_optimizer, restore_optimizer
 from avlit.launch import Launch, find_launch
@@ -234,6 +235,9 @@ def test_moments_in_8_bits_go_on_bit_for_bit_and_leave_out_what_is_not_finite():
             moments["0.weight/exp_avg.codes"].dtype == torch.uint8 and moments["0.bias/exp_avg"].dtype == torch.float32
         )
         assert moments["0.weight/exp_avg.scale"].shape == (128, 1)  # a scale for each block of a row
+        weight = model.get_parameter("0.weight")
+        kept = sum(tensor.nbytes for name, tensor in moments.items() if name.startswith("0.weight/exp_avg."))
+        assert kept == weight.numel() * moment_bytes(weight)
         moments = {name: tensor.clone() for name, tensor in moments.items()}
         resumed, again = made({name: tensor.clone() for name, tensor in model.state_dict().items()})
         restore_optimizer(again, dict(resumed.named_parameters()), moments, meta)

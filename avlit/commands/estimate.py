@@ -171,7 +171,7 @@ class _Drawings:
                 blank_batch(config, clips),
                 is_bf16=config.precision == "bf16",
                 run=LayerRun(recompute),
-                dtypes=dtypes_on_device(module, sharding),
+                dtypes=dtypes_on_device(module, config, sharding),
             )
             self.counted[key] = module, cost
         return self.counted[key]
@@ -228,6 +228,8 @@ def smaller_configs(config: Config) -> Iterator[tuple[str, tuple[str, ...], Conf
         yield change("micro-batch", {"train.accumulate": train.accumulate * micro_batch_of(config)})
     if config.precision == "fp32":
         yield change("precision", {"precision": "bf16"})
+    if config.optimizer.states == "fp32":
+        yield change("moments", {"optimizer.states": "8bit"})
     if config.ema.decay:
         yield change("average", {"ema.decay": 0.0, "ema.every": 1} if config.ema.every != 1 else {"ema.decay": 0.0})
     if smaller := smaller_clip(config):
@@ -274,7 +276,7 @@ def describe(found: Estimate) -> str:
     parts = (
         ("weights", memory.weights),
         ("gradients" + (", with DDP's copy" if found.kind == "ddp" else ""), memory.gradients),
-        ("optimizer, two moments in fp32", memory.optimizer),
+        (f"optimizer, two moments in {config.optimizer.states}", memory.optimizer),
         ("moving average (ema)", memory.average),
         ("of these, in the host's memory", -memory.host),
         ("whole units, as they are gathered", memory.gathered),

@@ -108,7 +108,7 @@ def count_step(config: Config, *, has_gpu: bool) -> tuple[AVModule, StepCost]:
         blank_batch(config, micro_batch_of(config)),
         is_bf16=config.precision == "bf16",
         run=LayerRun(config.strategy.activation_checkpointing),
-        dtypes=dtypes_on_device(module, sharding),
+        dtypes=dtypes_on_device(module, config, sharding),
         is_gpu=has_gpu,
     )
     return module, cost

@@ -120,7 +120,7 @@ class MSTControlNet(nn.Module):
     def units(self) -> list[nn.Module]:
         """What is sharded as one: blocks that few parameters lie between."""
         blocks = self.backbone.blocks if self.config.variant == "wan" else self.backbone.transformer_blocks
-        return [*blocks, *self.injections, *self.control.blocks]
+        return [*blocks, *self.injections, *self.control.blocks, *self.control.encoders.values()]
 
     def forward(
         self,
