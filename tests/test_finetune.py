@@ -13,7 +13,7 @@ import pytest
 from avlit.adapters import is_adapter_name
 from avlit.batch import AVBatch
 from avlit.commands import custom_clips, export, finetune, resume
-from avlit.commands.finetune import read_request
+from avlit.commands.finetune import read_request, refuse_export
 from avlit.commands.train import train
 from avlit.config import ConfigError, load_config
 from avlit.errors import UserError
@@ -143,6 +143,24 @@ def test_a_wrong_row_is_named_by_line_and_column(tmp_path: Path, row: dict[str, 
 def test_a_wrong_word_is_answered_before_anything_is_read(words: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         read_request(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["format=diffusers"], r"are not of .* format=peft or adapter\.modality=video"),
+        (["format=comfyui", "adapter.modality=controlnet"], r"are not of .* format=peft"),
+        (["format=peft", "adapter=own"], r"adapter=own .* take format=none"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_anything_is_trained(words: list[str], message: str):
+    given = ["recipe=mtv_stage5", "data.root=x", "model.weights=w"]
+    wanted = read_request([*given, *words])
+    with pytest.raises(ConfigError, match=message):
+        refuse_export(wanted.config, wanted.format)
+    for others in (["format=diffusers", "adapter.modality=video"], ["adapter=own"]):
+        allowed = read_request([*given, *others])
+        refuse_export(allowed.config, allowed.format)
 
 
 # All of it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -98,14 +98,7 @@ def export_adapter(config: Config, run: Run, layout: str, *, parts: tuple[str, .
     updates = updates_of(module.model, state, parts=parts)
     backbone: Any = module.model.backbone
     class_name = type(backbone).__name__
-    outside = [name for name in updates if not name.startswith(layouts.BACKBONE)]
-    if outside and layout != "peft":
-        inside = [part for part in parts if all(name.startswith(layouts.BACKBONE) for name in state.layers[part])]
-        hint = f" or modality={','.join(inside)}" if inside else ""
-        raise ConfigError(
-            f"format={layout}: {len(outside)} of the adapted layers (e.g. {outside[0]}) are not of {class_name}, which "
-            f"is all that others have; take format=peft{hint}"
-        )
+    refuse_layers({part: state.layers[part] for part in parts}, layout, class_name=class_name, word="modality")
     origin = origin_of(config, run, checkpoint, parts=parts, licence=licence, base_model=module.base_model)
     plain: Any = copy.deepcopy(module.model)
     take_out(plain)
@@ -130,6 +123,28 @@ def export_adapter(config: Config, run: Run, layout: str, *, parts: tuple[str, .
     card = model_card(origin, layout=layout, file=path.name, class_name=class_name, checked=checked)
     (out / "README.md").write_text(card, encoding="utf-8")
     return f"{checked}\n{path} ({path.stat().st_size / 1e6:.2f} MB)"
+
+
+def refuse_layers(layers: Mapping[str, Sequence[str]], layout: str, *, class_name: str, word: str) -> None:
+    """Part -> its adapted layers. ConfigError where the layout, of others' programs, has no place or name for one.
+
+    class_name: of diffusers' backbone. word: the key that chooses parts.
+    """
+    from avlit.export.layouts import BACKBONE, comfy_place
+
+    if layout not in ("diffusers", "comfyui"):
+        return
+    adapted = [name for names in layers.values() for name in names]
+    if outside := [name for name in adapted if not name.startswith(BACKBONE)]:
+        inside = [part for part, names in layers.items() if all(name.startswith(BACKBONE) for name in names)]
+        hint = f" or {word}={','.join(inside)}" if inside else ""
+        raise ConfigError(
+            f"format={layout}: {len(outside)} of the adapted layers (e.g. {outside[0]}) are not of {class_name}, which "
+            f"is all that others have; take format=peft{hint}"
+        )
+    if layout == "comfyui":
+        for name in adapted:
+            comfy_place(name.removeprefix(BACKBONE), class_name)
 
 
 def export_model(config: Config, run: Run, *, out: Path, licence: str) -> str:

@@ -10,7 +10,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from avlit.adapter_config import AdapterConfig
 from avlit.commands.resume import resume
 from avlit.commands.session import join_session
 from avlit.commands.train import settle_init, train
@@ -73,6 +75,7 @@ def main(words: Sequence[str]) -> int:
     wanted = read_request(words)
     from avlit.commands import custom_clips
 
+    refuse_export(wanted.config, wanted.format)
     root = Path(str(wanted.config.data.root))
     is_prepared = custom_clips.is_prepared(root)
     if is_prepared and wanted.said:
@@ -93,6 +96,26 @@ def main(words: Sequence[str]) -> int:
         return outcome.exit_status
     conclude(outcome.run, wanted.format)
     return 0
+
+
+def refuse_export(config: Config, layout: str) -> None:
+    """ConfigError where the adapter's export cannot be of this layout: known before anything is trained."""
+    if layout == "none":
+        return
+    if config.adapter.kind == "own":
+        raise ConfigError(
+            f"format={layout}: adapter=own trains the recipe's own modules, which no other program has; take "
+            "format=none"
+        )
+    if layout == "peft":
+        return
+    from avlit.adapters import target_layers
+    from avlit.commands.estimate import drawn_module
+    from avlit.commands.export import refuse_layers
+
+    model: Any = drawn_module(replace(config, adapter=AdapterConfig())).model
+    layers = target_layers(model, config.adapter, parts=config.adapter_parts)
+    refuse_layers(layers, layout, class_name=type(model.backbone).__name__, word="adapter.modality")
 
 
 def resume_finetuning(run: Run, words: Sequence[str], *, allow_change: bool = False) -> int:
@@ -190,13 +213,14 @@ def read_request(words: Sequence[str]) -> Finetuning:
         if not any(key == "adapter" or key.startswith("adapter.") for key in given):
             defaults |= adapter_words(Path(given["init"]))
     merged = {**defaults, **given}
+    config = load_config(as_words(merged))
     return Finetuning(
-        config=load_config(as_words(merged)),
+        config=config,
         words=merged,
         prepare=prepare,
         said=said,
         replay=_share(own.get("replay")),
-        format=own.get("format", "peft"),
+        format=own.get("format", "none" if config.adapter.kind == "own" else "peft"),
         is_plan=own.get("plan") == "true",
         cache=Path(own.get("data.cache_dir", DataConfig.cache_dir)),
     )
