@@ -36,6 +36,8 @@ NOT_DECIDING = (
     "data.max_bad", "train.accelerator", "train.devices", "train.accumulate", "train.max_*", "train.on_nonfinite",
 )  # fmt: skip
 """Config keys on which no held-out loss of a step depends, but for rounding and the seed."""
+ALONE = " from scratch"
+"""After a recipe's name: the reference of runs that begin from nothing, where the other is of a curriculum's stage."""
 LIKELY = 0.95
 """Share of the runs of further seeds that would be called normal."""
 LEAST_SPREAD = 0.005
@@ -180,6 +182,12 @@ def _curve(values: Mapping[str, Sequence[float]]) -> ReferenceCurve:
     return curve
 
 
+def key_of(run: Run, references: Mapping[str, Reference]) -> str:
+    """The key of the reference that a run is held to: its recipe, or with ALONE for one that begins from nothing."""
+    alone = run.recipe + ALONE
+    return alone if run.init_checkpoint is None and alone in references else run.recipe
+
+
 def settings_of(run: Run) -> dict[str, Any]:
     """The config values of a run that decide its held-out losses."""
     values = config_of(run).items()
@@ -215,7 +223,7 @@ def differing(run: Run, references: Mapping[str, Reference], root: Path = RECIPE
 
     A key that the reference is too old to have counts with the value that the recipe gives it now.
     """
-    reference, settings = references[run.recipe], settings_of(run)
+    reference, settings = references[key_of(run, references)], settings_of(run)
     now = flatten(read_yaml(to_yaml(load_config([f"recipe={run.recipe}", f"size={SIZE}"], root=root)), run.recipe))
     expected = {**now, **reference.settings}
     # What neither has by now is a key that was removed; an entry of a mapping that only one has is a difference.
@@ -229,14 +237,14 @@ def differing(run: Run, references: Mapping[str, Reference], root: Path = RECIPE
 
 
 def _differing_before(run: Run, references: Mapping[str, Reference], root: Path) -> list[str]:
-    expected = references[run.recipe].begins_with
+    expected = references[key_of(run, references)].begins_with
     try:
         own, before = beginning(run), run_before(run)
     except UserError:
         return [f"init={run.init_checkpoint}, of no run that is there"]
     if own == expected:
         return []
-    if before and before.recipe in references and expected.startswith(f"{before.recipe},"):
+    if before and key_of(before, references) in references and expected.startswith(f"{before.recipe},"):
         if further := differing(before, references, root):
             return [f"init, a {before.recipe} with {further[0]}"]
         if own.rsplit(",", 1)[0] == expected.rsplit(",", 1)[0]:  # the same step; keys that came or went since
@@ -252,9 +260,10 @@ def standing(run: Run, root: Path = RECIPES) -> Standing | None:
     if config_of(run).get("size") != SIZE:
         return None
     references = read_references(reference_path(run.recipe, root))
-    if run.recipe not in references:
+    key = key_of(run, references)
+    if key not in references:
         return None
-    made, reference = made_with(run), references[run.recipe]
+    made, reference = made_with(run), references[key]
     changed = [
         f"{name} ({was} then, {made[name]} now)"
         for name, was in reference.made_with.items()

@@ -18,6 +18,7 @@ from avlit.discovery import RECIPES
 from avlit.durable import write_atomically
 from avlit.errors import ConfigError, UserError
 from avlit.reference import (
+    ALONE,
     SIZE,
     Reference,
     ReferenceCurve,
@@ -60,19 +61,24 @@ def main(words: Sequence[str]) -> int:
 def update(runs: Sequence[Run], *, hardware: str, root: Path = RECIPES) -> list[str]:
     """Write the references that the runs make, in place of those that their recipes had; returns what to say of each.
 
-    UserError: see `reference_of`; nothing is then written.
+    A recipe has two where it is a stage of a curriculum and was trained from scratch, too. UserError: see
+    `reference_of`; nothing is then written.
     """
-    by_recipe: dict[str, list[Run]] = {}
-    for run in runs:
-        by_recipe.setdefault(run.recipe, []).append(run)
+    groups: dict[tuple[str, bool], list[Run]] = {}
+    for run in sorted(runs, key=lambda each: each.init_checkpoint is None):  # stages first
+        groups.setdefault((run.recipe, run.init_checkpoint is None), []).append(run)
     files: dict[Path, dict[str, Reference]] = {}
     lines = []
-    for recipe, group in by_recipe.items():
+    for (recipe, is_from_nothing), group in groups.items():
         path = reference_path(recipe, root)
         references = files.setdefault(path, read_references(path))
-        before, now = references.get(recipe), reference_of(group, hardware=hardware)
-        references[recipe] = now
-        lines += [f"{recipe}: {line}" for line in _summary(before, now)]
+        known = references.get(recipe)
+        if known and not known.begins_with and not is_from_nothing:
+            references[recipe + ALONE] = references.pop(recipe)
+        key = recipe + ALONE if known and known.begins_with and is_from_nothing else recipe
+        before, now = references.get(key), reference_of(group, hardware=hardware)
+        references[key] = now
+        lines += [f"{key}: {line}" for line in _summary(before, now)]
     for path, references in files.items():
         write_references(path, references)
         lines.append(f"Written to {path}")
