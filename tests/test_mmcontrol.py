@@ -146,7 +146,7 @@ def test_dropped_text_is_one_token_of_zeros() -> None:
 
 
 def test_each_clip_is_controlled_by_what_its_task_names() -> None:
-    made = module(*NEVER, "tasks.audio=1")
+    made = module(*NEVER, "tasks.audio=1", "tasks.depth=1")
     seen = []
     for step in range(3):
         batch = batch_of(step=step)
@@ -265,7 +265,8 @@ def test_a_stage_trains_the_backbone_or_the_bypass_alone() -> None:
 
 
 def test_a_held_out_measurement_drops_nothing_and_spreads_tasks_and_noise_levels() -> None:
-    made, batch = module("dropout.text=1", "dropout.visual=1", "dropout.acoustic=1"), batch_of()
+    never = ("dropout.text=1", "dropout.visual=1", "dropout.acoustic=1")
+    made, batch = module(*never, "tasks.audio=1", "tasks.depth=1"), batch_of()
     draws = Draws(0, 0, batch.slots, is_training=False)
     losses = made.step(batch, draws)
     (given,) = calls_of(made, lambda: made.step(batch, draws))
@@ -356,7 +357,7 @@ def test_given_frames_are_refused() -> None:
     [
         ("mmcontrol", "tasks.audio=0", r"reference_tokens=32: with tasks\.audio=0 no voice is read; set it to 0"),
         ("mmcontrol", "tasks.audio=0 dropout.acoustic=0.3", r"dropout\.acoustic=0\.3: has no effect while"),
-        ("mmcontrol", "reference_tokens=0", r"reference_tokens=0: with tasks\.audio=2 a voice is read"),
+        ("mmcontrol", "reference_tokens=0", r"reference_tokens=0: with tasks\.audio=3 a voice is read"),
         ("mmcontrol", "tasks.depth=0.1234567", r"tasks: .*use weights with fewer digits"),
         ("mmcontrol", "sample.sync_clips=4", r"sample\.sync_clips=4: lip sync is measured with a first frame given"),
         ("mmcontrol", "model.trainable=backbone", r"model\.trainable=backbone: is set by the recipe"),
