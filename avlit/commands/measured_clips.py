@@ -169,7 +169,10 @@ def read_records(path: Path | None) -> dict[str, dict[str, str]]:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"captions={path}, line {number}: is not JSON ({error})") from error
         if not isinstance(record, dict) or not all(isinstance(value, str) for value in record.values()):
-            raise ConfigError(f"captions={path}, line {number}: must be an object of texts")
+            raise ConfigError(
+                f"captions={path}, line {number}: must be an object of texts, with the keys {', '.join(RECORD)}; other "
+                "descriptions, such as MTV's, are what `just prepare` reads"
+            )
         if unknown := [key for key in record if key not in RECORD]:
             raise ConfigError(f"captions={path}, line {number}: {unknown[0]} is not one of {', '.join(RECORD)}")
         if "file" not in record:
