@@ -3,7 +3,8 @@
 `python -m benchmarks.bypass [rounds=9] [KEY=VALUE …]`: a step of MMControl with controls at one thread, the bypass
 trained, beside three in which the same backbone is: without controls, without controls on as many tokens as references
 add, and with the bypass too, under controls. In turn in one process; medians of the rounds' ratios of process-CPU time.
-Memory is counted in tensors: what autograd keeps for the backward pass; gradients and moments. Inputs are noise.
+Memory is counted in tensors: what autograd keeps for the backward pass; gradients and moments. Inputs are noise. Then
+the peak of what the allocator gave out in real steps of either stage as it is trained, average and weights included.
 """
 
 import sys
@@ -19,6 +20,7 @@ from avlit.batch import AVBatch
 from avlit.config import load_config
 from avlit.randomness import Draws
 from avlit.timing import audio_latents_of
+from benchmarks.plan import measured
 from recipes.mmcontrol.config import MMControlConfig
 from recipes.mmcontrol.recipe import MMControl
 
@@ -145,6 +147,14 @@ def main(words: Sequence[str]) -> None:
                 f"activations {bytes_of['bypass'] / bytes_of[name]:.2f}, gradients and moments "
                 f"{trained['bypass'] / trained[name]:.2f}"
             )
+    peaks = [
+        measured(load_config([f"recipe={key}", "train.accelerator=cpu", *words]))
+        for key in ("mmcontrol", "mmcontrol_backbone")
+    ]
+    print(
+        f"  peak memory of training: {peaks[0] / MB:.0f} MB with the bypass, {peaks[1] / MB:.0f} MB of the backbone "
+        f"whole, ratio {peaks[0] / peaks[1]:.2f}"
+    )
 
 
 if __name__ == "__main__":
