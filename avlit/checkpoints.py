@@ -1,13 +1,16 @@
 """What a checkpoint holds and how it is written and read; `commit` makes it whole, `inherit` puts it into a model.
 
 `checkpoints/step-00000500/`: weights.safetensors, ema.safetensors (optional), optimizer.safetensors (optional),
-state.json and COMMIT.json. Tensors are safetensors, the rest is JSON; nothing is ever unpickled.
+state.json and COMMIT.json. Tensors are safetensors, the rest is JSON; nothing is ever unpickled. A model that is spread
+over ranks is saved by all of them: of each file of tensors there is then a part a rank (`spread_tensors`).
 """
 
 import json
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,10 +27,10 @@ from avlit.commit import (
     is_disk_full,
     remove,
     step_of,
-    sweep,
     verify,
+    write_part,
 )
-from avlit.ranks import is_part, whole
+from avlit.spread_tensors import Place, SpreadTensors, part_name, save_part, whole_name
 
 WEIGHTS, EMA, OPTIMIZER, STATE = "weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 FILES = (WEIGHTS, EMA, OPTIMIZER, STATE)
@@ -42,10 +45,11 @@ class NonFiniteError(CheckpointError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed, verified checkpoint; tensors are read when asked for."""
+    """A committed, verified checkpoint of the files that its manifest names; tensors are read when asked for."""
 
     path: Path
     state: CheckpointState
+    files: tuple[str, ...]
 
     @property
     def step(self) -> int:
@@ -53,25 +57,51 @@ class Checkpoint:
 
     @property
     def has_ema(self) -> bool:
-        return (self.path / EMA).is_file()
+        return bool(self._files_of(EMA))
 
-    def weights(self, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         """The saved parameters by name."""
-        return self._read(WEIGHTS, device)
+        return self._read(WEIGHTS)
 
-    def ema(self, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    def ema(self) -> Mapping[str, Tensor]:
         """The averaged parameters by name; empty where the run kept no average."""
-        return self._read(EMA, device) if self.has_ema else {}
+        return self._read(EMA)
 
-    def optimizer(self, *, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    def averaged(self) -> Mapping[str, Tensor]:
+        """The saved parameters by name, averaged where the run kept an average of them."""
+        averaged, weights = self.ema(), self.weights()
+        return ChainMap(averaged, weights)  # pyright: ignore[reportArgumentType] only ever read
+
+    def optimizer(self) -> Mapping[str, Tensor]:
         """The optimizer's tensors, `<parameter>/<slot>`; `state.optimizer` is the rest of it."""
-        return self._read(OPTIMIZER, device) if (self.path / OPTIMIZER).is_file() else {}
+        return self._read(OPTIMIZER)
 
-    def _read(self, name: str, device: str | torch.device) -> dict[str, Tensor]:
+    def _files_of(self, name: str) -> list[str]:
+        """The file of that name, or its parts; none where the checkpoint has neither."""
+        return [file for file in self.files if whole_name(file) == name]
+
+    def _read(self, name: str) -> Mapping[str, Tensor]:
+        files = self._files_of(name)
         try:
-            return load_file(self.path / name, device=str(device))
-        except (SafetensorError, OSError) as error:
+            if files == [name]:
+                return load_file(self.path / name)
+            return SpreadTensors([self.path / file for file in files])
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: {name} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What makes a save one rank's share of it, where tensors are spread over the ranks.
+
+    temporary: `commit.begin`'s folder on the first rank. places: file -> tensor -> where in the whole this rank's part
+    of it begins; a file of which this rank has nothing is there all the same, empty.
+    """
+
+    rank: int
+    num_ranks: int
+    temporary: Path
+    places: Mapping[str, Mapping[str, Place]]
 
 
 def save_checkpoint(
@@ -87,36 +117,89 @@ def save_checkpoint(
     weights, ema, optimizer: CPU tensors by name that nobody changes meanwhile and that share no memory.
     NonFiniteError: a value is NaN or infinite. CheckpointError: it could not be written; committed ones are untouched.
     """
-    parts = {WEIGHTS: weights, EMA: ema, OPTIMIZER: optimizer}
-    present = {name: tensors for name, tensors in parts.items() if tensors}
     if not weights:
         raise CheckpointError(f"{folder}: step {state.step} has no weights to save")
-    # NaN is written as such: sums of losses for the log may hold one from an update that was left out
-    text = json.dumps(asdict(replace(state, versions=state.versions or versions())), indent=1)
-
-    def write_tensors(path: Path) -> None:
-        check_finite(present[path.name], f"step {state.step}, {path.name}")
-        save_file({key: tensor.contiguous() for key, tensor in present[path.name].items()}, path)
-
-    # The largest first: what is left to wait for at the end is the sync of the smallest.
-    by_size = sorted(present, key=lambda name: -sum(tensor.nbytes for tensor in present[name].values()))
-    writers: dict[str, Callable[[Path], object]] = dict.fromkeys(by_size, write_tensors)
-    writers[STATE] = lambda path: path.write_text(text, encoding="utf-8")
-    try:
+    files = {name: tensors for name, tensors in ((WEIGHTS, weights), (EMA, ema), (OPTIMIZER, optimizer)) if tensors}
+    writers = _tensor_writers(files, state.step) | _state_writer(state)
+    with _telling(folder, state.step, files):
         return commit(folder, state.step, writers)
+
+
+def save_share(
+    folder: Path, *, weights: Tensors, state: CheckpointState, optimizer: Tensors, ema: Tensors, spread: Spread
+) -> Path | None:
+    """As `save_checkpoint`, of this rank's share of the tensors; all ranks call it.
+
+    The first commits what all wrote and returns the folder, the others None once theirs is durable.
+    """
+    all_files = {WEIGHTS: weights, EMA: ema, OPTIMIZER: optimizer}
+    files = {name: all_files[name] for name in spread.places}
+    writers = _part_writers(files, state.step, spread)
+    with _telling(folder, state.step, files):
+        if spread.rank:
+            write_part(spread.temporary, spread.rank, writers)
+            return None
+        writers |= _state_writer(state)
+        return commit(folder, state.step, writers, temporary=spread.temporary, num_ranks=spread.num_ranks)
+
+
+@contextmanager
+def _telling(folder: Path, step: int, files: Mapping[str, Tensors]) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        need = sum(tensor.nbytes for tensors in present.values() for tensor in tensors.values())
+        need = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
         reason = "the disk is full" if is_disk_full(error) else str(error)
         raise CheckpointError(
-            f"{folder}: step {state.step} ({need / 1e9:.2f} GB) could not be written: {reason}; "
+            f"{folder}: step {step} ({need / 1e9:.2f} GB) could not be written: {reason}; "
             "checkpoints committed before are untouched"
         ) from error
 
 
+def _state_writer(state: CheckpointState) -> dict[str, Callable[[Path], object]]:
+    # NaN is written as such: sums of losses for the log may hold one from an update that was left out
+    text = json.dumps(asdict(replace(state, versions=state.versions or versions())), indent=1)
+    return {STATE: lambda path: path.write_text(text, encoding="utf-8")}
+
+
+def _tensor_writers(files: Mapping[str, Tensors], step: int) -> dict[str, Callable[[Path], object]]:
+    """What writes each file, the largest first: what is left to wait for at the end is the sync of the smallest."""
+
+    def write(path: Path) -> None:
+        check_finite(files[path.name], f"step {step}, {path.name}")
+        save_file({key: tensor.contiguous() for key, tensor in files[path.name].items()}, path)
+
+    by_size = sorted(files, key=lambda name: -sum(tensor.nbytes for tensor in files[name].values()))
+    return dict.fromkeys(by_size, write)
+
+
+def _part_writers(files: Mapping[str, Tensors], step: int, spread: Spread) -> dict[str, Callable[[Path], object]]:
+    def write(path: Path, *, name: str) -> None:
+        check_finite(files[name], f"step {step}, {path.name}")
+        save_part(path, {key: tensor.contiguous() for key, tensor in files[name].items()}, spread.places[name])
+
+    return {part_name(name, spread.rank + 1, of=spread.num_ranks): partial(write, name=name) for name in files}
+
+
+def wrong_names(names: Collection[str]) -> str:
+    """What is wrong with the names of a checkpoint's files, "" if nothing is: each whole, or in all of its parts."""
+    for name in sorted(names):
+        if whole_name(name) not in FILES:
+            return f"lists {name!r}, which no checkpoint holds"
+    for name in FILES:
+        there = {file for file in names if whole_name(file) == name}
+        if not there and name in REQUIRED:
+            return f"does not list {name}"
+        parts = {part_name(name, number, of=len(there)) for number in range(1, len(there) + 1)}
+        if there and there not in ({name}, parts):
+            return f"does not list all parts of {name}"
+    return ""
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in `path`, after comparing every byte with its manifest; CheckpointError says what is wrong."""
-    verify(path, allowed=FILES, required=REQUIRED)
-    return Checkpoint(path, load_state(path))
+    files = verify(path, wrong_names=wrong_names)
+    return Checkpoint(path, load_state(path), files)
 
 
 def load_state(path: Path) -> CheckpointState:
@@ -152,11 +235,12 @@ Protect = Callable[[list[int]], Iterable[int]]
 """Of the steps of whole checkpoints, newest first, those that retention keeps besides the newest."""
 
 
-def _none(steps: list[int]) -> Iterable[int]:
+def protect_none(steps: list[int]) -> Iterable[int]:
+    """None besides the newest."""
     return ()
 
 
-def prune(folder: Path, *, keep: int, protect: Protect = _none) -> list[Path]:
+def prune(folder: Path, *, keep: int, protect: Protect = protect_none) -> list[Path]:
     """Remove all but the newest `keep` checkpoints and those that `protect` picks; returns what was removed.
 
     The last good one stays: nothing goes unless a newer one that is kept verifies in full. Damaged folders are not
@@ -167,7 +251,7 @@ def prune(folder: Path, *, keep: int, protect: Protect = _none) -> list[Path]:
     whole: dict[int, Path] = {}
     for path in committed_dirs(folder):
         try:
-            verify(path, allowed=FILES, required=REQUIRED, is_quick=bool(whole))
+            verify(path, wrong_names=wrong_names, is_quick=bool(whole))
         except CheckpointError:
             continue
         whole[step_of(path) or 0] = path
@@ -196,111 +280,6 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "lightning", "diffusers", "safetensors")}
-
-
-class CheckpointWriter:
-    """Writes checkpoints in the background: training stops only while the state is copied.
-
-    folder: a run's `checkpoints/`. keep, protect: what to retain, see `prune`.
-    At most one write is under way; an error in it is raised by the next `save` or `wait`.
-    """
-
-    def __init__(self, folder: Path, *, keep: int, protect: Protect = _none):
-        if keep < 1:
-            raise ValueError(f"checkpoint.keep={keep}: at least 1 checkpoint is kept")
-        self.folder = folder
-        self.keep = keep
-        self.protect = protect
-        self.last_committed: Path | None = None
-        self._copies: dict[str, dict[str, Tensor]] = {}
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        sweep(folder)
-
-    def reserve(self, *, weights: Tensors, optimizer: Tensors | None = None, ema: Tensors | None = None) -> None:
-        """Take the memory for the copies now, so that the first save does not wait for the system to hand it out."""
-        for part, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer), (EMA, ema)):
-            for tensor in self._room(part, tensors or {}).values():
-                tensor.zero_()
-
-    def save(
-        self,
-        *,
-        weights: Tensors,
-        state: CheckpointState,
-        optimizer: Tensors | None = None,
-        ema: Tensors | None = None,
-    ) -> None:
-        """Copy the tensors to the CPU and return; the write goes on behind. Waits for the write before it, if any.
-
-        Of those that are spread over the ranks this one gathers the whole; the others call `join_gathering` meanwhile,
-        with weights, optimizer and ema in this order.
-        """
-        self.wait()
-        copies = {
-            "weights": self._copy(WEIGHTS, weights),
-            "optimizer": self._copy(OPTIMIZER, optimizer or {}),
-            "ema": self._copy(EMA, ema or {}),
-        }
-        # state is JSON text from here on: later changes to its dicts cannot reach the write
-        state = replace(
-            state, **json.loads(json.dumps({k: v for k, v in asdict(state).items() if isinstance(v, dict)}))
-        )
-        # A daemon: what `wait` did not wait for must not hold up the end of the process, and may be cut short.
-        self._thread = threading.Thread(
-            target=self._write, args=(copies, state), name=f"checkpoint-{state.step}", daemon=True
-        )
-        self._thread.start()
-
-    def wait(self) -> Path | None:
-        """Wait for the write under way; returns the newest folder this writer committed, or raises its error."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if (error := self._error) is not None:
-            self._error = None
-            raise error
-        return self.last_committed
-
-    def _write(self, copies: dict[str, dict[str, Tensor]], state: CheckpointState) -> None:
-        try:
-            self.last_committed = self._save_or_make_room(copies, state)
-            prune(self.folder, keep=self.keep, protect=self.protect)
-        except BaseException as error:  # whatever it is: a thread's end is seen by nobody, and saving would just stop
-            self._error = error
-
-    def _save_or_make_room(self, copies: dict[str, dict[str, Tensor]], state: CheckpointState) -> Path:
-        try:
-            return save_checkpoint(self.folder, state=state, **copies)
-        except CheckpointError as error:
-            if self.keep == 1 or not is_disk_full(error.__cause__ or error):
-                raise
-        # The new one would push out the oldest anyway; take that room now, once.
-        prune(self.folder, keep=self.keep - 1, protect=self.protect)
-        return save_checkpoint(self.folder, state=state, **copies)
-
-    def _room(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
-        before = self._copies.get(part, {})
-        self._copies[part] = {
-            name: room
-            if (room := before.get(name)) is not None and (room.shape, room.dtype) == (tensor.shape, tensor.dtype)
-            else torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            for name, tensor in tensors.items()
-        }
-        return self._copies[part]
-
-    def _copy(self, part: str, tensors: Tensors) -> dict[str, Tensor]:
-        room = self._room(part, tensors)
-        for name, tensor in tensors.items():
-            if is_part(tensor):  # one after the other: all at once would not fit on a device that holds parts
-                room[name].copy_(whole(tensor), non_blocking=True)
-        here = {name: tensor.detach() for name, tensor in tensors.items() if not is_part(tensor)}
-        if here:
-            targets = [room[name] for name in here]
-            torch._foreach_copy_(targets, list(here.values()), non_blocking=True)  # pyright: ignore
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            torch.cuda.synchronize()
-        return room
 
 
 def free_bytes_needed(*parts: Tensors | None, keep: int, folder: Path) -> int:

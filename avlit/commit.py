@@ -11,7 +11,8 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,11 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 STEP_NAME = re.compile(r"step-(\d{8,})")
 STALE_NAME = re.compile(r"(step-\d{8,})\.(tmp|old|gone)-\d+")
 CHUNK = 8 << 20
+PATIENCE_S = 300.0
+"""How long other ranks may write nothing before a checkpoint is given up: one of them has ended."""
+
+Writers = Mapping[str, Callable[[Path], object]]
+"""File name -> what writes the file of that name."""
 
 
 class CheckpointError(UserError):
@@ -61,19 +67,29 @@ def committed_dirs(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
 
 
-def commit(folder: Path, step: int, writers: Mapping[str, Callable[[Path], object]]) -> Path:
-    """Let each writer make the file of its name in a temporary folder, then commit that as the checkpoint of `step`.
-
-    Returns its folder. One of that step that is already there is not touched before the new one is durable. Whatever
-    a writer raises leaves all committed folders as they were.
-    """
+def begin(folder: Path, step: int) -> Path:
+    """Make the empty temporary folder of a checkpoint to come; `commit` and, on other ranks, `write_part` fill it."""
     final = step_dir(folder, step)
     temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    return temporary
+
+
+def commit(folder: Path, step: int, writers: Writers, *, temporary: Path | None = None, num_ranks: int = 1) -> Path:
+    """Let each writer make the file of its name in a temporary folder, then commit that as the checkpoint of `step`.
+
+    Returns its folder. One of that step that is already there is not touched before the new one is durable. Whatever
+    a writer raises leaves all committed folders as they were.
+    temporary: what `begin` made, where ranks 1 to num_ranks - 1 write into it, too; what each has written is waited
+    for. CheckpointError: one of them could not, or has ended.
+    """
+    final = step_dir(folder, step)
+    temporary = temporary or begin(folder, step)
     try:
-        _seal(temporary, step, _write_files(temporary, writers))
+        entries = _write_files(temporary, writers)
+        _seal(temporary, step, entries | _await_parts(temporary, num_ranks))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -92,7 +108,59 @@ def commit(folder: Path, step: int, writers: Mapping[str, Callable[[Path], objec
     return final
 
 
-def _write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> dict[str, dict[str, object]]:
+def write_part(temporary: Path, rank: int, writers: Writers) -> None:
+    """Make this rank's files of a checkpoint that the first rank commits; they are durable when that is told of them.
+
+    Whatever a writer raises is told as well, so that the first rank does not wait for it, and is raised here.
+    """
+    try:
+        told: dict[str, object] = {"files": _write_files(temporary, writers)}
+    except BaseException as error:
+        for name in writers:  # a full disk must have room for the telling
+            (temporary / name).unlink(missing_ok=True)
+        _tell(temporary, rank, {"error": str(error)})
+        raise
+    _tell(temporary, rank, told)
+
+
+def _tell(temporary: Path, rank: int, told: Mapping[str, object]) -> None:
+    if not temporary.is_dir():  # given up by the first rank
+        return
+    path = temporary / _report_name(rank)
+    path.with_suffix(".tmp").write_text(json.dumps(told), encoding="utf-8")
+    os.rename(path.with_suffix(".tmp"), path)
+
+
+def _report_name(rank: int) -> str:
+    return f"rank-{rank}.json"
+
+
+def _await_parts(temporary: Path, num_ranks: int) -> dict[str, dict[str, object]]:
+    """What the manifest says of the other ranks' files, once all are on the disk."""
+    entries: dict[str, dict[str, object]] = {}
+    waiting, seen, since = set(range(1, num_ranks)), -1, time.monotonic()
+    while waiting:
+        for rank in sorted(waiting):
+            report = temporary / _report_name(rank)
+            if report.is_file():
+                told = json.loads(report.read_text(encoding="utf-8"))
+                if "error" in told:
+                    raise CheckpointError(f"rank {rank} could not write its part: {told['error']}")
+                entries |= told["files"]
+                report.unlink()
+                waiting.remove(rank)
+        written = sum(path.stat().st_size for path in temporary.iterdir() if path.suffix != ".tmp")
+        if written != seen:
+            seen, since = written, time.monotonic()
+        elif time.monotonic() - since > PATIENCE_S:
+            ranks = ", ".join(map(str, sorted(waiting)))
+            raise CheckpointError(f"rank {ranks} has written nothing for {PATIENCE_S:.0f} s; its process has ended?")
+        if waiting:
+            time.sleep(0.02)
+    return entries
+
+
+def _write_files(folder: Path, writers: Writers) -> dict[str, dict[str, object]]:
     """What the manifest says of the files, all of which are on the disk."""
     entries: dict[str, dict[str, object]] = {}
     syncing: list[threading.Thread] = []
@@ -136,17 +204,15 @@ def _sync_file(path: Path, failures: list[OSError]) -> None:
         failures.append(error)
 
 
-def verify(path: Path, *, allowed: Iterable[str], required: Iterable[str], is_quick: bool = False) -> None:
-    """Raise CheckpointError unless the folder is exactly what was committed.
+def verify(path: Path, *, wrong_names: Callable[[Collection[str]], str], is_quick: bool = False) -> tuple[str, ...]:
+    """Raise CheckpointError unless the folder is exactly what was committed; returns its files, sorted.
 
-    allowed, required: the file names a folder of this kind may and must hold; nothing else is ever opened. is_quick:
-    compare names and sizes only.
+    wrong_names: of the names of its files, what is wrong with them for a folder of this kind, "" for nothing; files of
+    other names are never opened. is_quick: compare names and sizes only.
     """
     files = _read_manifest(path)
-    if unknown := sorted(files.keys() - set(allowed)):
-        raise CheckpointError(f"{path}: {MANIFEST_NAME} lists {unknown[0]!r}, which no checkpoint holds")
-    if missing := sorted(set(required) - files.keys()):
-        raise CheckpointError(f"{path}: {MANIFEST_NAME} does not list {missing[0]}")
+    if wrong := wrong_names(files.keys()):
+        raise CheckpointError(f"{path}: {MANIFEST_NAME} {wrong}")
     for name, (size, digest) in files.items():
         try:
             found_size = _plain_size(path, name)
@@ -156,6 +222,7 @@ def verify(path: Path, *, allowed: Iterable[str], required: Iterable[str], is_qu
             raise CheckpointError(f"{path}: {name} has {found_size} bytes, {size} were committed")
         if not is_quick and (found := _digest(path / name)) != digest:
             raise CheckpointError(f"{path}: {name} is damaged: checksum {found}, {MANIFEST_NAME} says {digest}")
+    return tuple(sorted(files))
 
 
 def _plain_size(path: Path, name: str) -> int:

@@ -65,9 +65,7 @@ def load_weights_into(
     """
     if base_model is not None:
         check_base(checkpoint, base_model)
-    saved = checkpoint.weights()
-    if ema:
-        saved |= checkpoint.ema()
+    saved = checkpoint.averaged() if ema else checkpoint.weights()
     targets = model.state_dict(keep_vars=True)
     report = InheritReport(
         str(checkpoint.path),
@@ -124,7 +122,7 @@ def load_base(model: nn.Module, checkpoint: Checkpoint, names: frozenset[str]) -
 
     CheckpointError: the model's have other shapes.
     """
-    saved, targets = checkpoint.weights() | checkpoint.ema(), model.state_dict(keep_vars=True)
+    saved, targets = checkpoint.averaged(), model.state_dict(keep_vars=True)
     digest = xxhash.xxh3_128()
     for name in sorted(names):
         if saved[name].shape != targets[name].shape:

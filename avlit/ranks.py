@@ -1,7 +1,7 @@
 """What the processes of one training run tell each other besides gradients, and who holds what of a sharded tensor."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 T = TypeVar("T")
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several ranks."""
+    """Whether this process is one of several ranks, which know each other."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -58,9 +59,18 @@ def local(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the parts of all ranks; every rank must call it."""
-    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
+def place_of(tensor: Tensor) -> tuple[int, ...] | None:
+    """Where in the whole tensor this rank's part begins, for each dimension.
+
+    None where it has none to save: its part is empty, or a copy of what another rank holds.
+    """
+    if not isinstance(tensor, DTensor):
+        return (0,) * tensor.ndim if is_first() else None
+    here = tensor.device_mesh.get_coordinate()
+    assert here is not None  # every rank is in the mesh
+    copies = [at for at, placement in zip(here, tensor.placements, strict=True) if not isinstance(placement, Shard)]
+    shape, place = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return None if any(copies) or not math.prod(shape) else tuple(place)
 
 
 def like_sharded(tensor: Tensor, like: Tensor) -> Tensor:
@@ -95,10 +105,3 @@ def norm_over_parts(norm: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     square = norm.square()
     dist.all_reduce(square, group=first.device_mesh.get_group(dimension))
     return square.sqrt()
-
-
-def join_gathering(*parts: Mapping[str, Tensor] | None) -> None:
-    """Take part in `whole` of each of the tensors, in their order, for another rank that wants them."""
-    for tensors in parts:
-        for tensor in (tensors or {}).values():
-            whole(tensor)

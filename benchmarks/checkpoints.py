@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avlit.checkpoints import CheckpointState, CheckpointWriter, load_checkpoint
+from avlit.checkpoint_writer import CheckpointWriter
+from avlit.checkpoints import CheckpointState, load_checkpoint
 from avlit.commands.session import quieten_lightning
 from avlit.durable import sync_folder
 from avlit.inherit import flatten_optimizer

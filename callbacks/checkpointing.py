@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from avlit.checkpoints import CheckpointState, CheckpointWriter, free_bytes_needed
+from avlit.checkpoint_writer import CheckpointWriter
+from avlit.checkpoints import CheckpointState, free_bytes_needed
 from avlit.commit import CheckpointError, check_writable
 from avlit.errors import UserError
 from avlit.inherit import flatten_optimizer
 from avlit.module import AVModule
-from avlit.ranks import join_gathering
 from callbacks.ema import EMA
 
 
@@ -37,12 +37,12 @@ class Checkpointing(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, AVModule)
         self.saved_step = module.start_step
+        weights, average = module.saved_weights(), self.ema.average
+        moments = coming_moments(trainer.optimizers[0], module.trained_parameters)
         if trainer.is_global_zero:
-            weights, average = module.saved_weights(), self.ema.average
-            moments = coming_moments(trainer.optimizers[0], module.trained_parameters)
             need = free_bytes_needed(weights, moments, average, keep=self.num_kept, folder=self.writer.folder)
             check_writable(self.writer.folder, need)
-            self.writer.reserve(weights=weights, optimizer=moments, ema=average)
+        self.writer.reserve(weights=weights, optimizer=moments, ema=average)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -62,11 +62,8 @@ class Checkpointing(pl.Callback):
         state = self.state(step)
         weights, average = module.saved_weights(), self.ema.average
         moments, meta = flatten_optimizer(trainer.optimizers[0], module.trained_parameters)
-        if trainer.is_global_zero:
-            state.optimizer.update(meta)
-            self.writer.save(weights=weights, optimizer=moments, ema=average, state=state)
-        else:
-            join_gathering(weights, moments, average)
+        state.optimizer.update(meta)
+        self.writer.save(weights=weights, optimizer=moments, ema=average, state=state)
         self.saved_step = step
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

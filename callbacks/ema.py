@@ -54,7 +54,7 @@ class EMA(pl.Callback):
             raise CheckpointError(f"{checkpoint.path}: the average lacks {missing[0]}")
         for name, tensor in here.items():
             fill(tensor, saved[name])
-        self.average = here or saved
+        self.average = here or dict(saved)
         self.num_updates = int(checkpoint.state.counters["ema_updates"])
 
     @torch.no_grad()

@@ -219,7 +219,7 @@ def test_a_run_trains_the_adapter_alone_and_its_checkpoints_hold_nothing_else(ba
     assert size < whole / 10
     config = from_yaml(lora.run.read_config())
     module = load_trained(config, checkpoint)
-    averaged = under.weights() | under.ema()
+    averaged = under.averaged()
     now = {name.replace(".base_layer", ""): tensor for name, tensor in module.model.state_dict().items()}
     assert all(torch.equal(now[name], tensor) for name, tensor in averaged.items())
     assert lora.metrics.keys() & {"val/loss/video"}

@@ -9,31 +9,38 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 import avlit.checkpoints
 import avlit.commit
+from avlit.checkpoint_writer import CheckpointWriter
 from avlit.checkpoints import (
     CheckpointState,
-    CheckpointWriter,
     NonFiniteError,
+    Spread,
     load_checkpoint,
     newest_valid,
     prune,
     save_checkpoint,
+    save_share,
 )
 from avlit.commands.train import train
-from avlit.commit import CheckpointError, check_writable, step_dir, sweep
+from avlit.commit import CheckpointError, begin, check_writable, step_dir, sweep
 from avlit.config import load_config
 from avlit.inherit import flatten_optimizer, load_weights_into, resolve_weights, restore_optimizer
 from avlit.module import AVModule
 from avlit.runs import create_run
+from avlit.spread_tensors import SpreadTensors, part_name, save_part
 from avlit.tracking import Tracker
 from callbacks.checkpointing import Checkpointing
 from callbacks.ema import EMA
@@ -70,7 +77,7 @@ def save(folder: Path, *steps: int) -> list[Path]:
     ]
 
 
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -146,7 +153,7 @@ def test_a_mixed_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 KILLED_SAVER = """
-import itertools, os, signal, sys
+import itertools, os, shutil, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -167,10 +174,10 @@ def run(kill_at):
     save(folder / str(kill_at), 3)
     os._exit(0)
 
+before = folder.with_name("before")
+save(before, *((1, 2, 3) if sys.argv[2] == "again" else (1, 2)))
 for kill_at in range(1, 100):
-    save(folder / str(kill_at), 1, 2)
-    if sys.argv[2] == "again":
-        save(folder / str(kill_at), 3)
+    shutil.copytree(before, folder / str(kill_at))
     if not (child := os.fork()):
         run(kill_at)
     if os.waitpid(child, 0)[1] == 0:
@@ -182,19 +189,164 @@ print(kill_at)
 @pytest.mark.parametrize("kind", ["new", "again"])
 def test_a_kill_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path: Path, kind: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED_SAVER, tmp_path, kind], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", KILLED_SAVER, tmp_path / "moments", kind],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     moments = int(done.stdout)
     assert moments > 9  # three tensor files, four syncs of files, the manifest, folders and renames
     for moment in range(1, moments + 1):
-        folder = tmp_path / str(moment)
+        folder = tmp_path / "moments" / str(moment)
         sweep(folder)
         assert not [path.name for path in folder.iterdir() if "." in path.name]
         checkpoint, skipped = newest_valid(folder)
         assert checkpoint is not None and not skipped
         assert checkpoint.step == 3 or (kind == "new" and checkpoint.step == 2 and moment < moments)
         assert same(checkpoint.weights(), tensors_of(checkpoint.step))
+
+
+def share(rank: int, temporary: Path) -> dict[str, Any]:
+    """What rank 0 or 1 saves of step 3: rows 0 to 4 or 5 to 7 of what is spread, and what the first alone has."""
+    rows = slice(0, 5) if rank == 0 else slice(5, 8)
+    spread = {"weights": tensors_of(3), "ema": tensors_of(1003)}
+    parts = {kind: {name: tensor[rows].clone() for name, tensor in all_.items()} for kind, all_ in spread.items()}
+    parts["optimizer"] = {"a.weight/step": torch.tensor(3.0)} if rank == 0 else {}
+    places: dict[str, dict[str, tuple[int, ...]]] = {
+        f"{kind}.safetensors": {name: (rows.start,) + (0,) * (tensor.ndim - 1) for name, tensor in tensors.items()}
+        for kind, tensors in parts.items()
+    }
+    if rank == 0:
+        places["optimizer.safetensors"] = {"a.weight/step": ()}
+    return {**parts, "state": state_at(3), "spread": Spread(rank, 2, temporary, places)}
+
+
+KILLED_RANKS = """
+import itertools, os, shutil, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import avlit.checkpoints, avlit.commit, avlit.spread_tensors
+from avlit.checkpoints import save_share
+from tests.test_checkpoints import save, share
+avlit.commit.PATIENCE_S = 0.1
+
+def run(folder, temporary, rank, kill_at):
+    calls = itertools.count(1)
+    def counted(function):
+        def call(*arguments, **keywords):
+            if next(calls) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+        return call
+    os.fsync, os.rename = counted(os.fsync), counted(os.rename)
+    avlit.spread_tensors.save_file = counted(avlit.spread_tensors.save_file)
+    try:
+        save_share(folder, **share(rank, temporary))
+    except avlit.commit.CheckpointError:
+        os._exit(1)
+    os._exit(0)
+
+before = Path(sys.argv[1]) / "before"
+save(before, 1, 2)
+for killed in (0, 1):
+    for kill_at in range(1, 100):
+        folder = Path(sys.argv[1]) / f"{killed}-{kill_at}"
+        shutil.copytree(before, folder)
+        temporary = avlit.commit.begin(folder, 3)
+        children = []
+        for rank in (0, 1):
+            if not (child := os.fork()):
+                run(folder, temporary, rank, kill_at if rank == killed else 0)
+            children.append(child)
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        if statuses[killed] == 0:
+            break
+    print(kill_at)
+"""
+
+
+def test_a_kill_of_either_rank_at_any_moment_of_a_save_leaves_the_last_good_one(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_RANKS, tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 0, done.stderr
+    moments = list(map(int, done.stdout.split()))
+    assert moments[0] > 9 and moments[1] > 6  # the first rank seals and renames, too
+    for killed in (0, 1):
+        for moment in range(1, moments[killed] + 1):
+            folder = tmp_path / f"{killed}-{moment}"
+            sweep(folder)
+            checkpoint, skipped = newest_valid(folder)
+            assert checkpoint is not None and not skipped
+            is_last = moment == moments[killed]  # nobody was killed
+            assert checkpoint.step == 3 if is_last else checkpoint.step in (2, 3)
+            assert checkpoint.step == 2 or killed == 0 or is_last
+            assert same(checkpoint.weights(), tensors_of(checkpoint.step))
+            assert same(checkpoint.ema(), tensors_of(checkpoint.step + 1000))
+
+
+def saved_by_two(folder: Path) -> Path:
+    """Step 3, saved by two ranks one after the other."""
+    temporary = begin(folder, 3)
+    assert save_share(folder, **share(1, temporary)) is None
+    path = save_share(folder, **share(0, temporary))
+    assert path is not None
+    return path
+
+
+def test_what_ranks_saved_together_is_whole_for_us_and_for_torch(tmp_path: Path) -> None:
+    path = saved_by_two(tmp_path)
+    checkpoint = load_checkpoint(path)
+    assert same(checkpoint.weights(), tensors_of(3)) and same(checkpoint.ema(), tensors_of(1003))
+    assert checkpoint.has_ema and checkpoint.optimizer() == {"a.weight/step": torch.tensor(3.0)}
+    assert same(checkpoint.averaged(), tensors_of(1003))
+    (tmp_path / "weights").mkdir()
+    for part in path.glob("weights.part-*"):
+        shutil.copy(part, tmp_path / "weights")
+    read: dict[str, Any] = {name: torch.zeros_like(tensor) for name, tensor in tensors_of(3).items()}
+    load(read, storage_reader=HuggingFaceStorageReader(str(tmp_path / "weights")), no_dist=True)
+    assert same(read, tensors_of(3))
+
+
+@pytest.mark.parametrize("damage", ["delete", "flip", "unlist"])
+def test_a_checkpoint_with_a_part_amiss_is_refused(tmp_path: Path, damage: str) -> None:
+    path = saved_by_two(tmp_path)
+    part = path / "weights.part-00002-of-00002.safetensors"
+    if damage == "delete":
+        part.unlink()
+    elif damage == "flip":
+        part.write_bytes(part.read_bytes()[:-1] + b"\x7f")
+    else:
+        manifest = json.loads((path / "COMMIT.json").read_text())
+        del manifest["files"][part.name]
+        (path / "COMMIT.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"is missing|is damaged|does not list all parts of weights\."):
+        load_checkpoint(path)
+
+
+def test_parts_that_make_no_whole_are_refused(tmp_path: Path) -> None:
+    names = [part_name("weights.safetensors", number, of=2) for number in (1, 2)]
+    for name, place in zip(names, ((0, 0), (5, 0)), strict=True):  # rows 0 to 3 and 5 to 8
+        save_part(tmp_path / name, {"w": torch.zeros(4, 2)}, {"w": place})
+    with pytest.raises(ValueError, match=r"the parts of w make no whole: one begins at \[5, 0\], after 4 rows"):
+        SpreadTensors([tmp_path / name for name in names])
+    save_file({"w": torch.zeros(4, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="does not say where its parts begin"):
+        SpreadTensors([tmp_path / "other.safetensors"])
+
+
+def test_what_one_rank_cannot_write_is_told_to_the_first_and_nothing_is_committed(tmp_path: Path) -> None:
+    temporary = begin(tmp_path, 3)
+    broken = share(1, temporary)
+    broken["weights"]["a.bias"][0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"step 3, weights\.part-00002-of-00002\.safetensors"):
+        save_share(tmp_path, **broken)
+    with pytest.raises(CheckpointError, match=r"rank 1 could not write its part: step 3, weights\.part-00002"):
+        save_share(tmp_path, **share(0, temporary))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_retention_keeps_the_newest_and_the_protected(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from avlit.checkpoints import Checkpoint, CheckpointState, CheckpointWriter, newest_valid
+from avlit.checkpoint_writer import CheckpointWriter
+from avlit.checkpoints import Checkpoint, CheckpointState, newest_valid
 from avlit.commands.train import train
 from avlit.commit import committed_dirs, step_of
 from avlit.config import load_config

@@ -461,7 +461,7 @@ def newest(run: Run) -> Checkpoint:
 
 def test_a_curriculum_trains_a_backbone_and_a_bypass_that_is_saved_without_it(trained: Path) -> None:
     first, second = (newest(run_of(trained, recipe)) for recipe in ("mmcontrol_backbone", "mmcontrol"))
-    backbone, saved = first.weights() | first.ema(), second.weights()
+    backbone, saved = first.averaged(), second.weights()
     assert all(name.startswith("bypass.") for name in (*saved, *second.ema(), *second.optimizer()))
     assert not first.state.base_model and len(second.state.base_model) == 32
     assert [step for _, step in second.state.lineage] == [2, 2]
@@ -484,7 +484,7 @@ def test_training_leaves_every_bit_of_the_backbone(trained: Path, cache: Path) -
     run = run_of(trained, "mmcontrol")
     module = load_trained(run_config(run, []), newest(run))
     first = newest(run_of(trained, "mmcontrol_backbone"))
-    backbone = first.weights() | first.ema()
+    backbone = first.averaged()
     state = module.model.state_dict()
     assert backbone.keys() == {name for name in state if name.startswith("backbone.")}
     assert all(torch.equal(state[name], tensor) for name, tensor in backbone.items())
@@ -534,7 +534,7 @@ def test_a_trained_bypass_samples_and_is_trained_on_from(trained: Path, cache: P
     outcome = train(load_config(words(folder, cache, "recipe=mmcontrol", f"init={run.id}", "train.steps=1")))
     further, before = newest(outcome.run), newest(run)
     assert further.state.base_model == before.state.base_model
-    saved, start = further.weights(), before.weights() | before.ema()
+    saved, start = further.weights(), before.averaged()
     assert saved.keys() == start.keys()
     assert all((saved[name] - start[name]).abs().max() < 1.01e-2 for name in saved)
 

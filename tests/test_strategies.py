@@ -26,7 +26,7 @@ from avlit.inherit import flatten_optimizer, restore_optimizer
 from avlit.launch import Launch, find_launch
 from avlit.models.attention import Attention, AttentionMode
 from avlit.module import build_optimizer
-from avlit.ranks import is_first, like_sharded, whole
+from avlit.ranks import is_first, like_sharded
 from avlit.runs import Run, list_runs
 from avlit.strategies import lower_frozen, plan_strategy
 from tests.kill_fuzz import ROOT, read_points, tiny
@@ -105,7 +105,14 @@ def test_a_sharded_run_equals_one_process_and_is_resumed_on_another_number_of_ra
     given = words(tmp_path, cache, first, "recipe=mtv_stage1", "optimizer.clip=0.05", "strategy=fsdp2")
     disturbed = [each | {POISON: "5:3", TERMINATE: f"9:{asked}"} for each in as_torchrun(first)]
     assert ended(tmp_path, ["train", *given], disturbed) == [143, 0][:first]
-    assert saved(tmp_path)[1].step == 10
+    before = saved(tmp_path)[1]
+    assert before.step == 10
+    files = ["state.json"] + [
+        f"{part}.safetensors" if first == 1 else f"{part}.part-{number:05d}-of-00002.safetensors"
+        for part in ("weights", "ema", "optimizer")
+        for number in range(1, first + 1)
+    ]
+    assert sorted(files) == list(before.files)
     resume = ["resume", "run=last", f"runs_dir={tmp_path}/runs", "allow_change=true", f"train.devices={then}"]
     if then == 2:
         resume.append("train.accumulate=2")
@@ -277,7 +284,9 @@ def updated(folder: Path, *, ranks: int, begins: str | None, ends: str) -> None:
                 parameter.grad = like_sharded(gradient, parameter)
             optimizer.step()
     moments, meta = flatten_optimizer(optimizer, names)
-    found = {name: whole(tensor).clone() for name, tensor in {**names, **moments}.items()}
+    found = {
+        name: getattr(tensor, "full_tensor", tensor.clone)().detach() for name, tensor in {**names, **moments}.items()
+    }
     if is_first():
         save_file(found, folder / f"{ends}.safetensors")
         (folder / f"{ends}.json").write_text(json.dumps(meta))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,13 +49,13 @@ def run_stage(tmp_path: Path, cache: Path, *more: str) -> Outcome:
     return train(load_config(words(tmp_path, cache, *more)))
 
 
-def weights_of(outcome: Outcome, *, ema: bool = False) -> dict[str, torch.Tensor]:
+def weights_of(outcome: Outcome, *, ema: bool = False) -> Mapping[str, torch.Tensor]:
     checkpoint, _ = newest_valid(outcome.run.checkpoints_dir)
     assert checkpoint is not None
     return checkpoint.ema() if ema else checkpoint.weights()
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 

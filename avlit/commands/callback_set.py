@@ -12,7 +12,8 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
-from avlit.checkpoints import Checkpoint, CheckpointState, CheckpointWriter, load_state
+from avlit.checkpoint_writer import CheckpointWriter
+from avlit.checkpoints import Checkpoint, CheckpointState, load_state
 from avlit.commands.clips import measure_lip_sync, write_clips
 from avlit.commit import CheckpointError, step_dir
 from avlit.config import Config
