@@ -1,4 +1,7 @@
-"""Watches an adapter: that nothing but it changes while it is trained, and how far it moves each part of the model."""
+"""An adapter as a callback: put into any recipe's module before it is sharded, and nothing but it may change.
+
+Low-rank updates and a recipe's own modules, which start from zero, alike.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -8,7 +11,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from avlit.adapters import NAME, AdapterState, adapter_layers
+from avlit.adapter_config import AdapterConfig, AdapterPart
+from avlit.adapters import NAME, AdapterState, adapter_layers, add_adapter
 from avlit.errors import UserError
 from avlit.module import AVModule
 
@@ -17,16 +21,32 @@ class FrozenWeightsChangedError(UserError):
     """A weight that an adapter stands on is not what it was; what was trained fits no base that anybody has."""
 
 
-class AdapterWatch(pl.Callback):
-    """Compares the frozen weights of every rank, bit for bit, at the end with those at the beginning.
+class Adapter(pl.Callback):
+    """Puts an adapter into a module that has none yet, and compares, bit for bit, all else at the end with before.
 
-    report: takes metrics and the step; at the end it is told `adapter/PART`, the size of the part's updates over that
-    of the weights under them.
+    That is at `setup`, where the ranks know each other and nothing is sharded and no optimizer built. A session of
+    ours comes with the adapter in its module, so that what is wrong with it is refused before the run begins.
+    parts, own_modules: what the recipe offers (`Config.adapter_parts`, `Config.own_modules`). report: takes metrics
+    and the step; at the end it is told `adapter/PART`, the size of the part's updates over that of the weights under
+    them. ConfigError: nothing there can be adapted so. FrozenWeightsChangedError: something else was changed.
     """
 
-    def __init__(self, report: Callable[[dict[str, float], int], None]):
+    def __init__(
+        self,
+        config: AdapterConfig,
+        *,
+        parts: Mapping[str, AdapterPart],
+        own_modules: tuple[str, ...],
+        report: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    ):
+        self.config, self.parts, self.own_modules = config, parts, own_modules
         self.report = report
         self._before: dict[str, str] = {}
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(module, AVModule)
+        if not module.adapter:
+            add_adapter(module, self.config, parts=self.parts, own_modules=self.own_modules)
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, AVModule)

@@ -21,7 +21,7 @@ from avlit.commands.train import Outcome, train
 from avlit.commit import CheckpointError
 from avlit.config import AdapterConfig, Config, ConfigError, from_yaml, load_config
 from avlit.module import AVModule
-from callbacks.adapters import AdapterWatch, FrozenWeightsChangedError
+from callbacks.adapters import Adapter, FrozenWeightsChangedError
 from tests import kill_fuzz
 from tests.kill_fuzz import tiny
 
@@ -274,13 +274,21 @@ def test_an_adapter_is_refused_on_a_base_it_was_not_trained_on(lora: Outcome, ba
 
 def test_a_frozen_weight_that_changes_ends_the_run():
     module, config = module_of("mtv_stage5")
-    adapted(module, config)
+    reported: list[dict[str, float]] = []
+    watch = Adapter(
+        AdapterConfig(kind="lora", rank=4),
+        parts=config.adapter_parts,
+        own_modules=config.own_modules,
+        report=lambda metrics, step: reported.append(metrics),
+    )
 
     class Trainer:
         is_global_zero, world_size, global_step = True, 1, 0
 
-    reported: list[dict[str, float]] = []
-    watch = AdapterWatch(lambda metrics, step: reported.append(metrics))
+    watch.setup(Trainer(), module, "fit")  # pyright: ignore[reportArgumentType]
+    before = list(module.trained_parameters)
+    watch.setup(Trainer(), module, "fit")  # pyright: ignore[reportArgumentType]  a second one puts in nothing
+    assert list(module.trained_parameters) == before and all(map(is_adapter_name, before))
     watch.on_fit_start(Trainer(), module)  # pyright: ignore[reportArgumentType]
     move(module)
     watch.on_train_end(Trainer(), module)  # pyright: ignore[reportArgumentType]

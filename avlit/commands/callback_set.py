@@ -23,7 +23,7 @@ from avlit.ranks import gather, is_first
 from avlit.reference import Standing
 from avlit.runs import Run
 from avlit.tracking import Tracker
-from callbacks.adapters import AdapterWatch
+from callbacks.adapters import Adapter
 from callbacks.checkpointing import Checkpointing
 from callbacks.ema import EMA
 from callbacks.finite_guard import FiniteGuard, RollBack, is_sound
@@ -104,7 +104,9 @@ class CallbackSet:
             roll_back=RollBack(self.saving, self.ema) if train.on_nonfinite == "roll_back" else None,
             max_roll_backs=train.max_roll_backs,
         )
-        self.adapter = [AdapterWatch(tracker.log_metrics)] if module.adapter else []
+        parts, own = config.adapter_parts, config.own_modules
+        adapter = Adapter(config.adapter, parts=parts, own_modules=own, report=tracker.log_metrics)
+        self.adapter = [adapter] if config.adapter.is_on else []
         if checkpoint:
             kept: Any = checkpoint.state.extra
             self.ema.restore(checkpoint)
