@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from avlit.checkpoints import Checkpoint, newest_valid
@@ -29,7 +30,7 @@ from avlit.module import build_optimizer
 from avlit.ranks import is_first, like_sharded
 from avlit.runs import Run, list_runs
 from avlit.strategies import lower_frozen, plan_strategy
-from tests.kill_fuzz import ROOT, read_points, tiny
+from tests.kill_fuzz import ROOT, preload, read_points, tiny
 from tests.ranks import Ranks, as_srun, as_torchrun
 from tests.strategy_worker import POISON, TERMINATE
 
@@ -303,7 +304,8 @@ def updated_on_two(rank: int, folder: Path) -> None:
 def test_moments_in_8_bits_are_the_same_on_any_number_of_ranks(tmp_path: Path):
     pytest.importorskip("torchao")
     updated(tmp_path, ranks=1, begins=None, ends="one")
-    torch.multiprocessing.spawn(updated_on_two, (tmp_path,), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    preload()
+    start_processes(updated_on_two, (tmp_path,), nprocs=2, start_method="forkserver")
     updated(tmp_path, ranks=1, begins="two", ends="two, then one")
     updated(tmp_path, ranks=1, begins="one", ends="one, then one")
     for a, b in (("one", "two"), ("one, then one", "two, then one"), ("one, then one", "one, then two")):
