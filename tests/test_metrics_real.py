@@ -43,9 +43,21 @@ def readings(name: str, clip: Clip, /, **weights: Path) -> dict[str, Any]:
     return dict(meter.open(tools)(clip))
 
 
-def test_words_are_compared_without_case_and_punctuation():
-    assert speech.word_errors("Hello, MOON!", "hello moon") == (0, 2)
-    assert speech.word_errors("a sea", "the deep sea") == (pytest.approx(2), 3)
+def test_words_are_compared_as_whispers_normaliser_writes_them(tmp_path: Path):
+    assert speech.word_errors("Hello, MOON!", "hello moon", {}) == (0, 2)
+    assert speech.word_errors("a sea", "the deep sea", {}) == (pytest.approx(2), 3)
+    assert speech.word_errors("It's twenty one.", "um, it is 21", {}) == (0, 3)
+    assert speech.word_errors("I can't", "I can", {}) == (pytest.approx(1), 2), "can not is two words"
+    assert speech.word_errors("moon", "hmm", {}) == (1, 0), "fillers are no words"
+    assert speech.word_errors("the colour", "the color", {})[0] == pytest.approx(1)
+    path = tmp_path / "normalizer.json"
+    assert speech.read_spelling(path) == {}
+    path.write_text('{"colour": "color"}')
+    assert speech.word_errors("the colour", "the color", speech.read_spelling(path)) == (0, 2)
+    for broken in ("no json", '["colour"]'):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=r"weights.whisper: .*normalizer.json"):
+            speech.read_spelling(path)
 
 
 def test_mouths_that_follow_the_sound_are_told_from_those_that_do_not_and_their_lag_is_found():
@@ -150,6 +162,13 @@ def test_clip_reads_a_released_folder_and_still_frames_are_consistent(tmp_path: 
     assert -1 <= found["Text CLIP Similarity"] <= 1
     noisy = replace(clip, frames=np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8))
     assert readings("Temp-C", noisy, clip=tmp_path)["Temp-C"] < found["Temp-C"]
+    head = {"weight": torch.zeros(1, 8), "bias": torch.tensor([5.5])}
+    torch.save(head, tmp_path / "head.pth")
+    weights = {"clip": tmp_path, "aesthetic_head": tmp_path / "head.pth"}
+    assert readings("Aesthetic Quality", clip, **weights) == {"Aesthetic Quality": pytest.approx(0.55)}
+    torch.save(head | {"weight": torch.ones(1, 8)}, tmp_path / "head.pth")
+    one, two = (readings("Aesthetic Quality", each, **weights)["Aesthetic Quality"] for each in (clip, noisy))
+    assert abs(one - 0.55) <= math.sqrt(8) / 10 and one != pytest.approx(two, abs=1e-6)
     said = readings("Temp-C", replace(clip, prompt="a b"), clip=tmp_path)
     assert said == found, "what is said is no part of what is seen"
 
@@ -189,7 +208,7 @@ def test_texts_and_frames_are_chosen_as_the_paper_says():
 
 def test_what_cannot_be_computed_names_the_network_it_lacks():
     absent = {n: m for n, m in registry.metrics().items() if any(isinstance(need, Absent) for need in m.meter.needs)}
-    assert {"Audio-C", "FD", "KL"} <= set(absent)
+    assert {"Audio-C", "SIM-o", "Motion Smoothness"} <= set(absent)
     assert all(len(metric.meter.lacks(Tools())) == 1 for metric in absent.values())
     assert "ImageBind" in absent["Audio-C"].meter.lacks(Tools())[0]
     sync = registry.metrics()["Sync-C"].meter.lacks(Tools())
@@ -228,3 +247,27 @@ def test_clap_reads_a_released_folder_and_the_same_sound_is_at_no_distance(tmp_p
     assert -1 <= found["CS"] <= 1
     own, real = np.split(np.array(found["FD-CLAP"]), 2)
     assert own == pytest.approx(real) and np.linalg.norm(own) == pytest.approx(1, abs=1e-5)
+    assert found["FD-pair"] == pytest.approx(0, abs=1e-5)
+    quiet = replace(clip, waveform=tone(level=0.04), real=clip)
+    assert readings("CS", quiet, clap=tmp_path)["FD-pair"] == pytest.approx(0, abs=1e-5), "loudness is not heard"
+    noise = np.random.default_rng(0).normal(0, 0.1, 2 * RATE_HZ).astype(np.float32)
+    other = readings("CS", replace(clip, waveform=noise, real=clip), clap=tmp_path)
+    own, real = np.split(np.array(other["FD-CLAP"]), 2)
+    assert other["FD-pair"] == pytest.approx(2 - 2 * own @ real, abs=1e-5) and other["FD-pair"] > 1e-4
+
+
+def test_raft_sees_frames_as_verse_bench_shows_them(tmp_path: Path):
+    from torchvision.models.optical_flow import raft_large
+
+    torch.manual_seed(0)
+    model = raft_large(weights=None).eval()
+    save_file(model.state_dict(), tmp_path / "raft.safetensors")
+    frames = moving(2, 2, 132)[:, :124]
+    found = readings("MS", Clip("a", 12.0, frames=frames), raft=tmp_path / "raft.safetensors")
+    padded = np.pad(frames, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    shown = torch.from_numpy(padded).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    with torch.no_grad():
+        flow = model(shown[:1], shown[1:], num_flow_updates=20)[-1]
+    assert found["MS"] == pytest.approx(float(flow.abs().mean()), rel=1e-3)
+    assert found["flow_raft"] == pytest.approx(float((flow**2).sum(1).sqrt().mean()), rel=1e-3)
+    assert embeddings.shown_to_raft(np.zeros((1, 720, 1300, 3), np.uint8)).shape == (1, 3, 180, 325)

@@ -8,20 +8,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avlit.errors import UserError
 from avlit.metrics.clip import Clip
 from avlit.metrics.estimate import Reading, frechet
 from avlit.metrics.metric import Measure, Meter, Metric, Tools, Weights
-from avlit.metrics.speech import heard_at
+from avlit.metrics.speech import at_one_peak, heard_at
+from avlit.metrics.state_file import load_folder, load_weights
 
 TEXT_FRAMES = 8
 """Uniformly sampled frames that a text is compared with (MMControl, Section 4.1)."""
@@ -38,35 +37,22 @@ def uniform(count: int, of: int) -> list[int]:
     return list(range(of)) if of <= count else ((np.arange(count) + 0.5) * of / count).astype(int).tolist()
 
 
-def _loaded(read: Any, folder: Path, key: str) -> Any:
-    """What reads a folder; UserError where it is not of the network that is asked for."""
-    try:
-        return read(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"weights.{key}={folder}: cannot be read ({reason})") from error
+def seen_by_clip(frames: np.ndarray, processor: Any, model: Any) -> Tensor:
+    """uint8 [F, H, W, 3] -> embeddings of unit length, [F, D]."""
+    pixels = processor(images=list(frames), return_tensors="pt").pixel_values
+    parts = [model.get_image_features(part.to(model.device)).pooler_output for part in pixels.split(32)]
+    return F.normalize(torch.cat(parts), dim=-1)
 
 
 def _open_clip(tools: Tools) -> Measure:
     from transformers import CLIPModel, CLIPProcessor
 
-    folder = tools.weights[CLIP.key]
-    processor: Any = _loaded(
-        lambda path: CLIPProcessor.from_pretrained(path, local_files_only=True, use_safetensors=True), folder, CLIP.key
-    )
-    model: Any = _loaded(
-        lambda path: CLIPModel.from_pretrained(path, local_files_only=True, use_safetensors=True), folder, CLIP.key
-    )
-    model = model.eval().to(tools.device)
+    processor, model = (load_folder(kind, CLIP, tools) for kind in (CLIPProcessor, CLIPModel))
 
     @torch.no_grad()
     def measure(clip: Clip) -> Mapping[str, Reading]:
         assert clip.frames is not None
-        pixels = processor(images=list(clip.frames), return_tensors="pt").pixel_values
-        seen = torch.cat([
-            F.normalize(model.get_image_features(part.to(tools.device)).pooler_output, dim=-1)
-            for part in pixels.split(32)
-        ])  # fmt: skip  # [F, D]
+        seen = seen_by_clip(clip.frames, processor, model)  # [F, D]
         readings: dict[str, Reading] = {}
         if len(seen) > 1:
             readings["Temp-C"] = 100 * float((seen[1:] * seen[:-1]).sum(-1).mean())
@@ -79,22 +65,30 @@ def _open_clip(tools: Tools) -> Measure:
     return measure
 
 
+def _open_aesthetic(tools: Tools) -> Measure:
+    from transformers import CLIPModel, CLIPProcessor
+
+    processor, model = (load_folder(kind, CLIP, tools) for kind in (CLIPProcessor, CLIPModel))
+    head = load_weights(nn.Linear(model.config.projection_dim, 1), LAION, tools)
+
+    @torch.no_grad()
+    def measure(clip: Clip) -> Mapping[str, Reading]:
+        assert clip.frames is not None
+        return {"Aesthetic Quality": float(head(seen_by_clip(clip.frames, processor, model)).mean()) / 10}
+
+    return measure
+
+
 def _open_clap(tools: Tools) -> Measure:
     from transformers import ClapModel, ClapProcessor
 
-    folder = tools.weights[CLAP.key]
-    processor: Any = _loaded(
-        lambda path: ClapProcessor.from_pretrained(path, local_files_only=True, use_safetensors=True), folder, CLAP.key
-    )
-    model: Any = _loaded(
-        lambda path: ClapModel.from_pretrained(path, local_files_only=True, use_safetensors=True), folder, CLAP.key
-    )
-    model = model.eval().to(tools.device)
+    processor, model = (load_folder(kind, CLAP, tools) for kind in (ClapProcessor, ClapModel))
     rate_hz = processor.feature_extractor.sampling_rate
 
     def embed(clip: Clip) -> Tensor:
         assert clip.sound is not None
-        heard = processor(audio=heard_at(clip.sound, rate_hz), sampling_rate=rate_hz, return_tensors="pt")
+        heard = at_one_peak(heard_at(clip.sound, rate_hz))
+        heard = processor(audio=heard, sampling_rate=rate_hz, return_tensors="pt")
         return F.normalize(model.get_audio_features(**heard.to(tools.device)).pooler_output, dim=-1)[0]
 
     @torch.no_grad()
@@ -106,7 +100,9 @@ def _open_clap(tools: Tools) -> Measure:
             text = F.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)[0]
             readings["CS"] = float(sound @ text)
         if clip.real is not None and clip.real.sound is not None:
-            readings["FD-CLAP"] = tuple(torch.cat((sound, embed(clip.real))).tolist())
+            true = embed(clip.real)
+            readings["FD-CLAP"] = tuple(torch.cat((sound, true)).tolist())
+            readings["FD-pair"] = float((sound - true).square().sum())
         return readings
 
     return measure
@@ -143,42 +139,52 @@ def _open_dino(name: str, need: Weights, tools: Tools) -> Measure:
 def _open_raft(tools: Tools) -> Measure:
     from torchvision.models.optical_flow import raft_large
 
-    path = tools.weights[RAFT.key]
-    model = raft_large(weights=None).eval()
-    is_safe = path.suffix == ".safetensors"
-    try:
-        model.load_state_dict(load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"weights.{RAFT.key}={path}: are no weights of torchvision's raft_large") from error
-    model = model.to(tools.device)
+    model = load_weights(raft_large(weights=None), RAFT, tools)
 
     @torch.no_grad()
     def measure(clip: Clip) -> Mapping[str, Reading]:
         assert clip.frames is not None
-        height, width = (size // 8 * 8 for size in clip.frames.shape[1:3])
-        if min(height, width) < RAFT_LEAST or len(clip.frames) < 2:
+        video = shown_to_raft(clip.frames)
+        if len(video) < 2 or min(video.shape[-2:]) < RAFT_LEAST:
             return {}
-        video = torch.from_numpy(clip.frames[:, :height, :width]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        lengths = [
-            model(video[n : n + 1].to(tools.device), video[n + 1 : n + 2].to(tools.device))[-1].norm(dim=1).mean()
-            for n in range(len(video) - 1)
-        ]
-        return {"flow_raft": float(torch.stack(lengths).mean())}
+        height, width = video.shape[-2:]
+        pads = [-width % 8 // 2, -width % 8 - -width % 8 // 2, -height % 8 // 2, -height % 8 - -height % 8 // 2]
+        video = F.pad(video, pads, mode="replicate")
+        lengths, parts = [], []
+        for n in range(len(video) - 1):
+            pair = video[n : n + 1].to(tools.device), video[n + 1 : n + 2].to(tools.device)
+            flow = model(*pair, num_flow_updates=RAFT_STEPS)[-1]  # [1, 2, H, W]
+            lengths.append(flow.norm(dim=1).mean())
+            parts.append(flow.abs().mean())
+        return {"flow_raft": float(torch.stack(lengths).mean()), "MS": float(torch.stack(parts).mean())}
 
     return measure
 
 
-RAFT_LEAST = 128
-"""Pixels of a frame that RAFT takes."""
+def shown_to_raft(frames: np.ndarray) -> Tensor:
+    """uint8 [F, H, W, 3] -> [F, 3, H', W'] in [-1, 1], halved until no side is longer than 640."""
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    height, width = video.shape[-2:]
+    while max(height, width) > RAFT_MOST:
+        height, width = height // 2, width // 2
+    video = F.interpolate(video, (height, width), mode="bilinear", align_corners=False)
+    return video / 127.5 - 1
+
+
+RAFT_LEAST, RAFT_MOST = 121, 640
+"""Pixels of a frame's sides that RAFT takes, and that Verse-Bench shows it."""
+RAFT_STEPS = 20
 
 CLIP = Weights("clip", "a folder of CLIP in transformers' layout; MMControl's is clip-vit-large-patch14")
 CLAP = Weights("clap", "a folder of LAION's CLAP in transformers' layout, such as clap-htsat-unfused")
+LAION = Weights("aesthetic_head", "LAION's linear head on clip-vit-large-patch14 (sa_0_4_vit_l_14_linear.pth)")
 DINO3 = Weights("dinov3", "a folder of a DINOv3 in timm's layout (config.json, model.safetensors)")
 DINO = Weights("dino", "a folder of a DINO in timm's layout, such as vit_base_patch16_224.dino")
-RAFT = Weights("raft", "torchvision's raft_large, .pth or .safetensors")
+RAFT = Weights("raft", "torchvision's raft_large (C_T_V1, the papers' raft-things), .pth or .safetensors")
 
 CLIP_METER = Meter("clip", _open_clip, ("frames",), (CLIP,))
-CLAP_METER = Meter("clap", _open_clap, ("sound",), (CLAP,))
+CLAP_METER = Meter("clap", _open_clap, ("sound",), (CLAP,), version=2)
+RAFT_METER = Meter("raft", _open_raft, ("frames",), (RAFT,), version=2)
 PICTURED = ("frames", "reference_image")
 
 METRICS = (
@@ -188,6 +194,11 @@ METRICS = (
     Metric(
         "Text CLIP Similarity", "cosine of the prompt's visual part and eight frames, by CLIP", "higher", -1, 1, "",
         "MMControl, Section 4.1", CLIP_METER,
+    ),
+    Metric(
+        "Aesthetic Quality", "a tenth of LAION's aesthetic score of all frames, by CLIP", "higher", 0, 1, "",
+        "MMControl, Section 4.1; VBench (Huang et al. 2024)",
+        Meter("aesthetic", _open_aesthetic, ("frames",), (CLIP, LAION)),
     ),
     Metric(
         "ID", "cosine of the reference image and the frames, by DINOv3", "higher", -1, 1, "", "JoVA, Section 4.1",
@@ -205,8 +216,16 @@ METRICS = (
         is_resampled=False,
     ),
     Metric(
+        "FD-pair", "squared distance of each generated sound and its true one in CLAP's features", "lower", 0, 4, "",
+        "Verse-Bench's code, which calls it FD and whose protocol JoVA follows; JoVA's text says PANNs, its 0.69 is of "
+        "this scale", CLAP_METER, ("FD",),
+    ),
+    Metric(
+        "MS", "mean absolute optical flow, across and down, by RAFT", "higher", 0, inf, "pixels a frame",
+        "JoVA, Section 4.1; as Verse-Bench's code: 20 updates, frames halved until 640 pixels hold them", RAFT_METER,
+    ),
+    Metric(
         "flow_raft", "mean length of optical flow, by RAFT", "none", 0, inf, "pixels a frame",
-        "MMControl, Section 4.1; JoVA, Section 4.1; neither says how it is scaled",
-        Meter("raft", _open_raft, ("frames",), (RAFT,)), ("Dynamic Degree", "MS"),
+        "MMControl, Section 4.1, which does not say how it is scaled", RAFT_METER, ("Dynamic Degree",),
     ),
 )  # fmt: skip

