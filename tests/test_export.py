@@ -19,9 +19,9 @@ from avlit.commands import export, import_adapter
 from avlit.commands.adapted import go_on_with, root_of, stand_on
 from avlit.commands.assembly import build_module
 from avlit.commands.finetune import read_request
+from avlit.commands.first_weights import start_weights
 from avlit.commands.generation import load_trained
 from avlit.commands.sample import newest_checkpoint
-from avlit.commands.session import start_weights
 from avlit.config import AdapterConfig, Config, ConfigError, from_yaml, load_config, to_yaml
 from avlit.errors import UserError
 from avlit.export import layouts

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from avlit.__main__ import main
 from avlit.checkpoints import load_checkpoint
 from avlit.codecs.build import build_text_encoder, build_track_encoder, build_video_codec
-from avlit.commands.session import newest_checkpoint
+from avlit.commands.first_weights import newest_checkpoint
 from avlit.commit import CheckpointError, commit
 from avlit.config import load_config, to_yaml
 from avlit.errors import UserError

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avlit.commands.assembly import build_datamodule, build_encoders, build_module, shard_roots
+from avlit.commands.first_weights import newest_checkpoint, start_weights
 from avlit.config import Config, ConfigError, from_yaml, recipe_folder, to_yaml
 from avlit.errors import UserError
 from avlit.launch import cluster_environment, connect, dismiss, find_launch, runs_told, tell
@@ -310,27 +311,6 @@ def build_trainer(config: Config, run: Run, *, strategy: Strategy | str, start_s
         ) from error
 
 
-def newest_checkpoint(run: Run) -> Checkpoint | None:
-    """What a session goes on from, None before the first save; says which newer ones are damaged.
-
-    CheckpointError: there are checkpoints, and none that verifies.
-    """
-    from avlit.checkpoints import newest_valid
-    from avlit.commands.callback_set import is_resumable
-    from avlit.commit import CheckpointError, sweep
-
-    sweep(run.checkpoints_dir)
-    checkpoint, skipped = newest_valid(run.checkpoints_dir, accept=is_resumable)
-    for reason in skipped:
-        print(f"checkpoint left out: {reason}")
-    if checkpoint is None and skipped:
-        raise CheckpointError(
-            f"run={run.id}: none of its {len(skipped)} checkpoints can be read; "
-            f"remove {run.checkpoints_dir} to train it from the beginning"
-        )
-    return checkpoint
-
-
 def made_from(config: Config, datamodule: AVDataModule) -> Provenance:
     """What a run of this config is made from now."""
     from avlit.tracking import git_revision
@@ -341,78 +321,6 @@ def made_from(config: Config, datamodule: AVDataModule) -> Provenance:
         revision=git_revision().revision,
         data={**datamodule.shards.identity, "fingerprint": datamodule.data_fingerprint},
     )
-
-
-def start_weights(
-    module: AVModule, config: Config, run: Run, checkpoint: Checkpoint | None
-) -> tuple[tuple[str, int], ...]:
-    """Load released weights, then the run's own checkpoint or those of `init=`; freeze; say what came from where.
-
-    Returns the lineage before this run: (run id, step) of the checkpoints that its first weights descend from.
-    """
-    from avlit.inherit import base_of, load_weights_into, trained_by
-
-    if config.adapter.is_on:
-        from avlit.commands.adapted import start_adapter
-
-        return start_adapter(module, config, run, checkpoint)
-    source = init_source(run, config.init) if config.init and not checkpoint else None
-    if source and source.state.adapter:
-        raise ConfigError(
-            f"init={config.init}: holds an adapter alone; say adapter={source.state.adapter.get('kind')} to go on with "
-            "it, or make a model of it first: `just export format=avlit merge=true`"
-        )
-    base = None
-    if config.model.weights:
-        print(f"model.weights: {module.load_released(config.model.weights)}")
-    elif module.base_names and (begun := checkpoint or source):
-        base = base_of(begun, module.base_names)
-        print(module.load_base(base))
-    if checkpoint:
-        module.freeze()
-        module.resume(checkpoint)
-        print(
-            f"Goes on from step {checkpoint.step} of {config.train.steps} (a resume: weights, moments, average, "
-            "schedule, data and random numbers as they were)"
-        )
-        return checkpoint.state.lineage[:-1]
-    lineage: tuple[tuple[str, int], ...] = ()
-    inherited: frozenset[str] = frozenset()
-    if source:
-        own_base = module.base_model if source is not base else None  # the base itself stands on none
-        report = load_weights_into(module.model, source, ema=True, base_model=own_base)
-        lineage, inherited = source.state.lineage, frozenset(report.inherited)
-        module.released -= inherited if base is None else inherited - module.base_names  # no folder has them any more
-        print(f"init={config.init} (a new run from weights, not a resume): {report}")
-    elif not config.model.weights:
-        print("Starts from scratch: no `init=` and no `model.weights=` given.")
-    if copied := module.copy_weights(inherited, trained_by(source) if source else frozenset()):
-        print(copied)
-    module.freeze()
-    frozen = [name for name, parameter in module.model.named_parameters() if not parameter.requires_grad]
-    if frozen:
-        print(f"{len(frozen)} parameters are frozen (e.g. {frozen[0]})")
-    return lineage
-
-
-def init_source(run: Run, init: str) -> Checkpoint:
-    """The checkpoint that `init=` named when the run began: the run that saved it may have moved on since.
-
-    CheckpointError: it is gone, or damaged.
-    """
-    from avlit.checkpoints import load_checkpoint
-    from avlit.commit import CheckpointError
-
-    path = run.init_checkpoint or Path(init)
-    try:
-        if not path.is_dir():
-            raise CheckpointError("it is no longer there: its run was removed, or keeps newer ones (checkpoint.keep)")
-        return load_checkpoint(path)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"init={init}: run={run.id} starts from this checkpoint and has saved none of its own, but "
-            f"{str(error).removeprefix(f'{path}: ')}; put it back, or start a new run with `just train`"
-        ) from error
 
 
 def quieten_lightning() -> None:
