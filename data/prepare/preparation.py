@@ -20,9 +20,10 @@ from data.captions import PROMPT
 from data.clip import RawClip
 from data.encode import Encoders, encode_clip
 from data.live_writer import LOCK_NAME, is_written
+from data.prepare.annotations import Descriptions
 from data.prepare.config import check_out
 from data.prepare.controls import Annotator, ClipControls, controls_there
-from data.prepare.descriptions import Description, Descriptions, Rejected
+from data.prepare.descriptions import Description, Rejected
 from data.prepare.mouths import MouthFinder
 from data.prepare.names import NamePattern
 from data.prepare.own_reference import OwnReferences, own_references
