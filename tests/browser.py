@@ -32,8 +32,8 @@ class Browser:
         shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
             ["bash", "-c", shell, program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-             f"--user-data-dir={self.folder}", "--no-first-run", "--autoplay-policy=no-user-gesture-required",
-             "--disable-background-networking", "about:blank"],
+             f"--user-data-dir={self.folder}", "--no-first-run", "--hide-scrollbars",
+             "--autoplay-policy=no-user-gesture-required", "--disable-background-networking", "about:blank"],
             pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip

@@ -8,7 +8,6 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +19,12 @@ from avlit.comparison.comparison import Comparison, compare
 from avlit.comparison.curves import BUDGET, described, points_within, thinned
 from avlit.comparison.lineage import Stage
 from avlit.comparison.measures import better_of
-from avlit.comparison.page import write_page, write_single_file
+from avlit.comparison.page import dots, write_page, write_single_file
 from avlit.comparison.selection import select
 from avlit.comparison.tables import conclusions, markdown
-from avlit.metrics import registry
+from avlit.errors import UserError
+from avlit.evaluation.report import FOLDER as EVALUATIONS
+from avlit.evaluation.report import RESULTS
 from avlit.mp4 import write_mp4
 from avlit.provenance import Provenance
 from avlit.runs import Run, create_run, find_run
@@ -226,10 +227,53 @@ def test_metrics_have_their_mean_and_spread_over_seeds_and_a_verdict(comparison:
     assert "val/loss/video/noise/0" not in {row.name for row in made.main_rows}
 
 
-def test_directions_come_from_the_tables_and_the_registry_of_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "metrics", lambda: {"pose_error": SimpleNamespace(better="lower")})
-    names = ("val/loss/x", "val/lip_sync", "eval/lip_sync", "eval/digits/lip_sync", "eval/pose_error", "eval/new", "a")
-    assert [better_of(name) for name in names] == ["lower", *["higher"] * 3, "lower", "none", "none"]
+def test_directions_come_from_the_papers_tables_where_no_evaluation_says_them() -> None:
+    names = ("val/loss/x", "val/lip_sync", "eval/lip_sync", "eval/digits/lip_sync", "eval/new", "a")
+    assert [better_of(name) for name in names] == ["lower", *["higher"] * 3, "none", "none"]
+
+
+def evaluate(run: Run, value: float, low: float, high: float, *, clips: int = 24) -> None:
+    """As `just evaluate` leaves a run: a metric that no table has, with its interval."""
+    tracker = Tracker(run, uri=f"sqlite:///{run.path.parent}/mlflow.db")
+    tracker.log_metrics({"eval/new": value, "eval/new/clips": clips, "eval/new/low": low, "eval/new/high": high}, STEPS)
+    tracker.close()
+    folder = run.path / EVALUATIONS / "settings"
+    folder.mkdir(parents=True)
+    rows = [{"metric": "new", "better": "lower"}]
+    results = {"place": "eval/", "made_with": {"clips": str(clips), "sample.steps": "25"}, "rows": rows}
+    (folder / RESULTS).write_text(json.dumps(results))
+
+
+def test_evaluated_metrics_have_their_intervals_over_clips_and_say_where_they_were_measured_otherwise(
+    tmp_path: Path,
+) -> None:
+    runs = [make_run(tmp_path / "runs", weight=weight, seed=seed) for seed in (0, 1) for weight in (0.0, 5.0)]
+    evaluate(runs[0], 0.5, 0.4, 0.6)
+    evaluate(runs[1], 0.3, 0.2, 0.35, clips=12)
+    evaluate(runs[2], 0.4, 0.3, 0.5)
+    made = compared(runs[:2], tmp_path)
+    assert [(row.name, row.better, row.best) for row in made.rows if row.name.startswith("eval/")] == [
+        ("eval/new", "lower", 1)
+    ]
+    assert not [panel.metric for panel in made.panels if panel.metric.startswith("eval/new/")]
+    (text,) = [text for text, _ in made.verdicts if text.startswith("eval/new")]
+    assert "intervals over clips do not overlap" in text and "with one seed" in text
+    assert "Evaluated otherwise, clips: 24 in A, 12 in B (eval/new)." in conclusions(made)
+    row = next(row for row in made.rows if row.name == "eval/new")
+    lines = re.findall(r'<line class="interval v(\d)" x1="([\d.]+)" y1="(\d+)" x2="([\d.]+)"', dots(row))
+    assert [color for color, *_ in lines] == ["0", "1"] and lines[0][2] != lines[1][2]
+    assert float(lines[1][1]) < float(lines[1][3]) < float(lines[0][1]) < float(lines[0][3])
+    seeds = compared(runs, tmp_path)
+    assert next(row for row in seeds.rows if row.name == "eval/new").cells[0].intervals == [
+        "A: 0.400 to 0.600", "C: 0.300 to 0.500",
+    ]  # fmt: skip
+    assert "0.4500 ± 0.071 · A: 0.400 to 0.600 · C: 0.300 to 0.500" in markdown(seeds)
+    write_page(seeds, tmp_path / "page.html")
+    assert "<small>A: 0.400 to 0.600</small><small>C: 0.300 to 0.500</small>" in (tmp_path / "page.html").read_text()
+    damaged = next(runs[0].path.glob(f"{EVALUATIONS}/*/{RESULTS}"))
+    damaged.write_text('{"rows": [')
+    with pytest.raises(UserError, match=r"results\.json cannot be read"):
+        compared(runs[:2], tmp_path)
 
 
 def test_a_difference_within_the_spread_of_seeds_is_not_called_clear(tmp_path: Path) -> None:

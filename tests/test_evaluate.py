@@ -10,11 +10,13 @@ import torch
 from avlit.__main__ import USER_MISTAKE
 from avlit.__main__ import main as avlit
 from avlit.checkpoints import CheckpointState, save_checkpoint
-from avlit.commands import clips, evaluate
+from avlit.commands import run_evaluation
 from avlit.commands.assembly import build_module
+from avlit.comparison.evaluations import read_evaluations
 from avlit.config import load_config, to_yaml
 from avlit.evaluation.published import published_numbers
 from avlit.evaluation.readings import SAMPLED, Readings, meter_ids
+from avlit.evaluation.report import FOLDER
 from avlit.media import write_mp4
 from avlit.metrics import mouths
 from avlit.metrics.clip import Clip
@@ -70,7 +72,7 @@ def test_clips_are_sampled_once_measured_and_logged_to_the_run(
     shown = capsys.readouterr().out
     assert "lip_sync ↑" in shown and "beside LSE-C 6.64 (JoVA, Table 1)" in shown
     assert "2 held-out clips" in shown and "at step 3" in shown
-    (folder,) = (run.path / evaluate.FOLDER).iterdir()
+    (folder,) = (run.path / FOLDER).iterdir()
     rows = {row["metric"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
     readings = [Readings(folder).read(number, SAMPLED)["lip_sync-v1"]["lip_sync"] for number in range(2)]
     assert rows["lip_sync"]["value"] == pytest.approx(np.mean(readings))  # type: ignore[arg-type]
@@ -79,6 +81,10 @@ def test_clips_are_sampled_once_measured_and_logged_to_the_run(
     history = read_history(run)
     assert history is not None
     assert history.curves["eval/lip_sync"].at(3) == (3, rows["lip_sync"]["value"])
+    bounds = [history.curves[f"eval/lip_sync/{end}"].at(3) for end in ("low", "high")]
+    assert bounds == [(3, rows["lip_sync"]["low"]), (3, rows["lip_sync"]["high"])]
+    known = read_evaluations(run)["eval/lip_sync"]
+    assert (known.better, known.made_with["clips"], known.made_with["sample.steps"]) == ("higher", "2", "2")
     assert history.curves["val/loss/video"].at(3) == (3, 1.0)
     assert history.tags["git_revision"] == "trained with"
 
@@ -94,18 +100,18 @@ def test_clips_are_sampled_once_measured_and_logged_to_the_run(
     assert (folder / "00001.json").read_bytes() == stamp
     assert (folder / "00000.json").read_bytes() == first
     assert avlit([*words, "clips=2", "sample.steps=1"]) == 0
-    assert sampled == [2, 2] and len(list((run.path / evaluate.FOLDER).iterdir())) == 2, "other settings start anew"
+    assert sampled == [2, 2] and len(list((run.path / FOLDER).iterdir())) == 2, "other settings start anew"
 
 
 def count_sampling(monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> None:
     """Notes how many clips are sampled at once."""
-    original = clips.sample_clips
+    original = run_evaluation.sample_clips
 
     def sample(module, given, **settings):
         counts.append(len(given))
         return original(module, given, **settings)
 
-    monkeypatch.setattr(clips, "sample_clips", sample)
+    monkeypatch.setattr(run_evaluation, "sample_clips", sample)
 
 
 def test_a_folder_of_clips_is_measured_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -119,7 +125,7 @@ def test_a_folder_of_clips_is_measured_without_a_run(tmp_path: Path, capsys: pyt
                       waveform=np.zeros(12000, np.float32), rate_hz=16000)  # fmt: skip
     words = ["evaluate", f"clips_dir={tmp_path}/made", f"runs_dir={tmp_path}/runs", "metrics=motion_ratio"]
     assert avlit([*words, f"real_dir={tmp_path}/real", "paper=mmcontrol"]) == 0
-    (results,) = (tmp_path / "runs" / evaluate.FOLDER).glob("*/results.json")
+    (results,) = (tmp_path / "runs" / FOLDER).glob("*/results.json")
     (row,) = json.loads(results.read_text())["rows"]
     assert row["metric"] == "motion_ratio" and row["count"] == 2
     assert 1.2 < row["value"] < 3

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avlit.commands.sample import HELDOUT_KEYS, PLACE_KEYS, newest_checkpoint, read_config
 from avlit.config import Config, ConfigError
-from avlit.runs import Run, RunBusyError, find_run, hold
+from avlit.runs import find_run
 from avlit.settings import nearest, read_words
 
 if TYPE_CHECKING:  # a wrong word must not wait for torch
-    from avlit.checkpoints import Checkpoint
     from avlit.evaluation.readings import Readings
     from avlit.evaluation.report import Report
-    from avlit.metrics.clip import Clip
-    from avlit.metrics.metric import Meter, Tools
-    from data.datamodule import HeldoutClip
-
-FOLDER = "evaluations"
-"""In a run's folder, or under `runs_dir` for clips without a run."""
+    from avlit.metrics.metric import Tools
 
 NUM_CLIPS = 64
 LIST = "list"
@@ -77,27 +70,13 @@ def print_list(weights: Mapping[str, Path]) -> int:
     """All metrics, with what each needs."""
     from rich.console import Console
 
+    from avlit.commands.measuring import corpus_tools
     from avlit.evaluation.report import listing
     from avlit.metrics.registry import metrics
 
     tools = corpus_tools(weights, device="cpu", has_judges=True)
     Console(width=None if sys.stdout.isatty() else 240).print(listing(list(metrics().values()), tools))
     return 0
-
-
-def corpus_tools(weights: Mapping[str, Path], *, device: str, has_judges: bool) -> Tools:
-    """What meters are opened with. has_judges: the clips are of the embedded corpus, on which judges can be trained."""
-    from avlit.commands.corpus_judge import corpus_judge, corpus_picture_judge
-    from avlit.commands.mouth_opening import mouth_opening_finder
-    from avlit.metrics.metric import Tools
-
-    return Tools(
-        weights=weights,
-        word_judge=cache(corpus_judge) if has_judges else None,
-        picture_judge=cache(corpus_picture_judge) if has_judges else None,
-        mouth_opening=None if has_judges else mouth_opening_finder(),  # it knows no drawn faces
-        device=device,
-    )
 
 
 def read_count(given: dict[str, str]) -> int:
@@ -124,115 +103,27 @@ def evaluate_run(given: dict[str, str], *, names: Sequence[str], weights: Mappin
     if first_frame == "true" and not takes_frame:
         raise ConfigError(f"first_frame=true: {config.recipe} takes no first frame; leave it out")
     checkpoint = newest_checkpoint(run, config)
+
+    from avlit.commands.run_evaluation import RunEvaluation, log
+    from avlit.evaluation.report import logged_name
+
     is_first_given = takes_frame and first_frame != "false"
     evaluation = RunEvaluation(run, config, checkpoint, names=names, is_first_given=is_first_given, weights=weights)
-    report = evaluation.measure(num_clips=num_clips)
+    place = f"{logged_name('eval/', Path(given['data.root']).name)}/" if "data.root" in given else "eval/"
+    report = evaluation.measure(num_clips=num_clips, place=place)
     finish(report, evaluation.readings, recipe=config.recipe, tools=evaluation.tools)
-    other = Path(given["data.root"]).name if "data.root" in given else ""
-    log(run, report, evaluation.readings, step=checkpoint.step, data=other)
+    log(run, report, evaluation.readings, step=checkpoint.step)
     return 0
-
-
-class RunEvaluation:
-    """Samples and measures held-out clips of one checkpoint; what was measured before is not sampled again."""
-
-    def __init__(
-        self,
-        run: Run,
-        config: Config,
-        checkpoint: Checkpoint,
-        *,
-        names: Sequence[str],
-        is_first_given: bool,
-        weights: Mapping[str, Path],
-    ) -> None:
-        from avlit.commands.assembly import build_datamodule, build_encoders, shard_roots
-        from avlit.evaluation.readings import Readings
-        from avlit.metrics.registry import chosen
-
-        device = "cpu" if config.train.accelerator == "cpu" else _device()
-        self.tools = corpus_tools(weights, device=device, has_judges=config.data.root is None)
-        self.metrics = chosen(names, self.tools)
-        self.run, self.config, self.checkpoint, self.is_first_given = run, config, checkpoint, is_first_given
-        self.encoders = build_encoders(config)
-        self.data = build_datamodule(config, shard_roots(config), self.encoders)
-        settings = {
-            "checkpoint": str(checkpoint.path),
-            "weights": checkpoint_identity(checkpoint),
-            "sample": {name: getattr(config.sample, name) for name in config.sample.of_one_clip},
-            "seed": config.seed,
-            "first_frame": is_first_given,
-            "data": self.data.data_fingerprint,
-            "subsets": self.data.weights,
-        }
-        self.readings = Readings.open(run.path / FOLDER, settings)
-
-    def measure(self, *, num_clips: int) -> Report:
-        """Measure what is left, and report."""
-        from avlit.commands.clips import SAMPLING_BATCH
-        from avlit.evaluation.published import published_numbers
-        from avlit.evaluation.readings import meter_ids
-        from avlit.evaluation.report import Report
-        from avlit.metrics.registry import meters
-
-        ids = meter_ids(meters(self.metrics), self.tools)
-        clips = self.data.heldout_samples(num_clips)
-        groups = [range(at, min(at + SAMPLING_BATCH, len(clips))) for at in range(0, len(clips), SAMPLING_BATCH)]
-        left = [group for group in groups if any(self.readings.lacks(number, ids) for number in group)]
-        if left:
-            self._measure_groups(clips, left, ids)
-        paper = self.config.recipe.partition("_")[0]
-        note = (
-            f"{len(clips)} held-out clips, sampled from {self.run.id} at step {self.checkpoint.step} with "
-            f"{self.config.sample.steps} steps and seed {self.config.seed}, "
-            f"{'the first frame given' if self.is_first_given else 'no frame given'}. 95 %: bootstrap over clips."
-        )
-        return Report.of(
-            self.metrics, self.readings, ids=ids, count=len(clips), published=published_numbers(paper), note=note
-        )
-
-    def _measure_groups(self, clips: list[HeldoutClip], groups: Sequence[range], ids: Mapping[str, Meter]) -> None:
-        from avlit.commands.clips import sample_clips
-        from avlit.commands.generation import load_trained
-        from avlit.commands.measured_clips import of_heldout
-
-        module = load_trained(self.config, self.checkpoint)
-        shapes = [len({clips[number].annotation.shape for number in group}) for group in groups]
-        measures = opened(ids, self.tools, needed=set().union(*(self._lacking(group, ids) for group in groups)))
-        total = sum(count * self.config.sample.steps for count in shapes) + sum(map(len, groups))
-        with progress(total) as bar:
-
-            def on_step() -> None:
-                bar.update()
-
-            for group in groups:
-                made = sample_clips(
-                    module,
-                    [clips[number] for number in group],
-                    encoders=self.encoders,
-                    settings=self.config.sample,
-                    seed=self.config.seed + group.start,
-                    gives_first_frame=self.is_first_given,
-                    on_step=on_step,
-                )
-                for number, each in zip(group, made, strict=True):
-                    shown, true = of_heldout(
-                        clips[number], each, encoders=self.encoders, is_first_given=self.is_first_given
-                    )
-                    keep(self.readings, number, shown, true, ids=ids, measures=measures)
-                    bar.update()
-
-    def _lacking(self, group: range, ids: Mapping[str, Meter]) -> set[str]:
-        return {name for number in group for name in self.readings.lacks(number, ids)}
 
 
 def evaluate_files(given: dict[str, str], *, names: Sequence[str], weights: Mapping[str, Path]) -> int:
     """Clips in a folder."""
     from avlit.commands.measured_clips import media_in, of_file, read_records
+    from avlit.commands.measuring import corpus_tools, device, keep, opened, progress
     from avlit.discovery import RECIPES
     from avlit.evaluation.published import published_numbers
     from avlit.evaluation.readings import Readings, meter_ids
-    from avlit.evaluation.report import Report
+    from avlit.evaluation.report import FOLDER, Report
     from avlit.metrics.registry import chosen, meters
 
     for key, value in given.items():
@@ -255,7 +146,7 @@ def evaluate_files(given: dict[str, str], *, names: Sequence[str], weights: Mapp
     records = read_records(captions)
     if records and not any(path.name in records for path in paths):
         raise ConfigError(f"captions={captions}: names none of the clips in {folder}, such as {paths[0].name}")
-    tools = corpus_tools(weights, device=_device(), has_judges=False)
+    tools = corpus_tools(weights, device=device(), has_judges=False)
     metrics = chosen(names, tools)
     ids = meter_ids(meters(metrics), tools)
     files = [path for path in (*paths, *(real[path.stem] for path in paths if real), *([captions] if captions else []))]
@@ -281,33 +172,6 @@ def _stamp(path: Path) -> tuple[int, int]:
     return known.st_size, known.st_mtime_ns
 
 
-def keep(
-    readings: Readings, number: int, clip: Clip, true: Clip | None, *, ids: Mapping[str, Meter], measures: Mapping
-) -> None:
-    """Measure one clip and, where it is known, its true clip."""
-    from avlit.evaluation.readings import SAMPLED, TRUE
-
-    both = {SAMPLED: clip} if true is None else {SAMPLED: clip, TRUE: true}
-    readings.measure(number, both, meters=ids, measures=measures)
-
-
-def opened(ids: Mapping[str, Meter], tools: Tools, *, needed: set[str]) -> dict:
-    """Those meters that have something to measure, opened; a judge that has to be trained first says so."""
-    found = {}
-    for name in sorted(needed):
-        if any(getattr(need, "name", "").endswith("_judge") for need in ids[name].needs):
-            print(f"Trains the judge that {ids[name].name} is measured with", flush=True)
-        found[name] = ids[name].open(tools)
-    return found
-
-
-def progress(total: int):
-    """A bar with the time that is left."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc="evaluating", unit="step", disable=not total)
-
-
 def finish(report: Report, readings: Readings, *, recipe: str | None, tools: Tools) -> None:
     """Print the table, write it beside the readings, and say what of the paper could not be measured, and why."""
     from rich.console import Console
@@ -327,50 +191,3 @@ def finish(report: Report, readings: Readings, *, recipe: str | None, tools: Too
         if name in known and (lacks := known[name].meter.lacks(tools)):
             print(f"Not measured, though in the paper: {name} needs {'; '.join(lacks)}")
     print(f"{readings.folder / 'table.md'}\n`just evaluate metrics=list` shows every metric and what it needs")
-
-
-def log(run: Run, report: Report, readings: Readings, *, step: int, data: str) -> None:
-    """Send the values to the run's own MLflow run, as `eval/NAME`; of other data as `eval/DATA/NAME`."""
-    from avlit.evaluation.report import TABLE
-    from avlit.tracking import Tracker
-    from avlit.tracking.history import read_session, read_tags
-
-    session = read_session(run)
-    if session is None:
-        print("Not logged: the run was never tracked")
-        return
-    place = f"eval/{metric_word(data)}/" if data else "eval/"
-    try:
-        with hold(run):
-            status = run.record().status
-            tags = read_tags(run)
-            tracker = Tracker(
-                run,
-                uri=session.store,
-                experiment=session.experiment,
-                run_name=session.name,
-                tags={key: tags[key] for key in ("git_revision", "git_dirty") if key in tags},  # of its training
-            )
-            tracker.log_metrics({f"{place}{metric_word(n)}": value for n, value in report.values().items()}, step)
-            tracker.log_artifact(readings.folder / TABLE, FOLDER)
-            tracker.finish("stopped" if status == "running" else status)
-    except RunBusyError:
-        print("Not logged: the run is being trained; the same words again, once it has ended, log what is measured")
-
-
-def metric_word(name: str) -> str:
-    """A metric's name as MLflow takes it."""
-    return "".join(letter if letter.isalnum() or letter in "-_. /" else "_" for letter in name)
-
-
-def checkpoint_identity(checkpoint: Checkpoint) -> str:
-    """The checksums of a checkpoint's files."""
-    from avlit.commit import MANIFEST_NAME
-
-    return (checkpoint.path / MANIFEST_NAME).read_text(encoding="utf-8")
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

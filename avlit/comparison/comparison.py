@@ -9,6 +9,7 @@ from pathlib import Path
 from avlit.comparison.clips import ClipRow, find_clips
 from avlit.comparison.curves import Panel, find_panels
 from avlit.comparison.differences import Difference, Differences, find_differences
+from avlit.comparison.evaluations import measured_otherwise
 from avlit.comparison.lineage import Stage, find_lineage
 from avlit.comparison.measures import Row, Variant, find_variants, measure, verdict
 from avlit.comparison.subject import Subject, read_subject
@@ -95,7 +96,7 @@ class Comparison:
                 lines.append(
                     f"{each.letter}: {each.history.num_unreadable} lines of its spool cannot be read and are left out."
                 )
-        return lines
+        return [*lines, *measured_otherwise(self.subjects)]
 
 
 def compare(runs: Sequence[Run], *, media: Path, num_clips: int) -> Comparison:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from avlit.comparison.measures import is_of_interval
 from avlit.comparison.subject import Subject
 from avlit.tracking.history import Curve
 
@@ -47,7 +48,8 @@ class Panel:
 
 def find_panels(subjects: Sequence[Subject]) -> list[Panel]:
     """All curves of all runs, thinned so that together they keep to the budget."""
-    names = list(dict.fromkeys(name for each in subjects for name in each.curves if not name.startswith("data/")))
+    names = list(dict.fromkeys(name for each in subjects for name in each.curves))
+    names = [name for name in names if not (name.startswith("data/") or is_of_interval(name))]
     lengths = sorted(len(each.curves[name].steps) for each in subjects for name in names if name in each.curves)
     num_points = points_within(BUDGET, lengths)
     return [

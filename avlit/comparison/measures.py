@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import mean, stdev
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 
 from avlit.comparison.differences import Differences, setting_of
+from avlit.comparison.evaluations import Better
 from avlit.comparison.subject import Subject
+from avlit.evaluation.report import CLIPS, HIGH, LOW
 from avlit.paper_table import load_table, table_paths
 from avlit.tracking.history import Curve
-
-Better = Literal["higher", "lower", "none"]
 
 ARROWS: dict[Better, str] = {"higher": " ↑", "lower": " ↓", "none": ""}
 CLEAR = 2.0
@@ -44,12 +44,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Value:
-    """A metric of one run. step: where it was measured, None where only the last value is kept."""
+    """A metric of one run. step: where it was measured, None where only the last value is kept.
+
+    interval: its 95 % interval by bootstrap over clips, as `just evaluate` found it; None of other metrics.
+    """
 
     letter: str
     seed: int
     value: float
     step: int | None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,15 @@ class Cell:
     def spread(self) -> float | None:
         """Standard deviation over seeds, None of fewer than two."""
         return stdev(self.finite) if len(self.finite) > 1 else None
+
+    @property
+    def intervals(self) -> list[str]:
+        """The interval over clips of each run that has one, in words; with its letter where it is one of several."""
+        known = [(each.letter, each.interval) for each in self.values if each.interval]
+        texts = [f"{number(low, digits=3)} to {number(high, digits=3)}" for _, (low, high) in known]
+        if len(self.values) == 1:
+            return texts
+        return [f"{letter}: {text}" for (letter, _), text in zip(known, texts, strict=True)]
 
     def __str__(self) -> str:
         if not self.values:
@@ -140,13 +153,14 @@ def measure(subjects: Sequence[Subject], variants: Sequence[Variant], *, judges_
     judges_losses: False where the values of losses cannot be compared; no best is then named for them.
     """
     rows: list[Row] = []
+    evaluated: dict[str, Better] = {name: known.better for each in subjects for name, known in each.evaluated.items()}
     for name in _names(subjects):
         limit = common_step(subjects, name)
         cells = tuple(
             Cell(tuple(value for each in variant.subjects if (value := value_of(each, name, limit))))
             for variant in variants
         )
-        better = better_of(name)
+        better = evaluated.get(name, better_of(name))
         is_judged = better != "none" and (judges_losses or "/loss/" not in name)
         rows.append(Row(name, better, cells, _best(cells, better) if is_judged else None))
     return tuple(sorted(rows, key=lambda row: (not row.is_main, not row.name.startswith("val/"), "/loss/" in row.name)))
@@ -164,10 +178,19 @@ def value_of(subject: Subject, name: str, limit: float = math.inf) -> Value | No
     if curve is None:
         value = subject.measured.get(name)
         return None if value is None else Value(subject.letter, subject.seed, value, None)
-    if name.startswith(("val/", "eval/")):
+    if name.startswith(("val/", EVALUATED)):
         point = curve.at(limit)
-        return None if point is None else Value(subject.letter, subject.seed, point[1], point[0])
+        if point is None:
+            return None
+        return Value(subject.letter, subject.seed, point[1], point[0], _interval(subject, name, point[0]))
     return _mean_of_tail(subject, curve, limit)
+
+
+def _interval(subject: Subject, name: str, step: int) -> tuple[float, float] | None:
+    """Of a metric as it was measured at a step."""
+    bounds = [curve.at(step) for end in (LOW, HIGH) if (curve := subject.curves.get(f"{name}/{end}"))]
+    values = [value for at, value in filter(None, bounds) if at == step]
+    return (values[0], values[1]) if len(values) == 2 else None
 
 
 def _mean_of_tail(subject: Subject, curve: Curve, limit: float) -> Value | None:
@@ -181,14 +204,10 @@ def _mean_of_tail(subject: Subject, curve: Curve, limit: float) -> Value | None:
 
 
 def better_of(name: str) -> Better:
-    """Which way a metric is better: a loss lower, others as the papers' tables and the registry of metrics say."""
+    """Which way a metric is better that no evaluation says it of: a loss lower, others as the papers' tables say."""
     if "/loss/" in name:
         return "lower"
-    metric = name.removeprefix("val/") if not name.startswith("eval/") else name.rpartition("/")[2]
-    if metric not in directions() and name.startswith("eval/"):
-        from avlit.metrics.registry import metrics  # imports torch: only for what no table has
-
-        return metrics()[metric].better if metric in metrics() else "none"
+    metric = name.rpartition("/")[2] if name.startswith(EVALUATED) else name.removeprefix("val/")
     return directions().get(metric, "none")
 
 
@@ -201,7 +220,20 @@ def directions() -> dict[str, Better]:
 def _names(subjects: Sequence[Subject]) -> list[str]:
     """The metrics that say how good a run is, of any run."""
     names = dict.fromkeys(name for each in subjects for name in (*each.measured, *each.curves))
-    return [name for name in names if not name.startswith(("data/", "throughput/")) and name not in NOT_RESULTS]
+    return [
+        name
+        for name in names
+        if not name.startswith(("data/", "throughput/")) and name not in NOT_RESULTS and not is_of_interval(name)
+    ]
+
+
+EVALUATED = "eval/"
+"""What the names of metrics of `just evaluate` begin with."""
+
+
+def is_of_interval(name: str) -> bool:
+    """Whether it is a bound of another metric's interval or its number of clips, and no metric of its own."""
+    return name.startswith(EVALUATED) and name.rpartition("/")[2] in (LOW, HIGH, CLIPS)
 
 
 NOT_RESULTS = ("train/lr", "train/skipped_updates", "train/grad_norm")
@@ -224,7 +256,7 @@ def verdict(row: Row, variants: Sequence[Variant]) -> tuple[str, bool] | None:
     for index, cell in enumerate(row.cells):
         if index == row.best or not cell.finite:
             continue
-        about = f"{variants[index].about} ({cell}{_agreement(best, cell, row.better)})"
+        about = f"{variants[index].about} ({cell}{_agreement(best, cell, row.better)}{_overlap(best, cell)})"
         if best.spread is None or cell.spread is None:
             groups["chance unknown"].append(about)
         else:
@@ -247,6 +279,17 @@ def _agreement(best: Cell, other: Cell, better: Better) -> str:
         return ""
     won = sum((first[seed] > second[seed]) == (better == "higher") for seed in shared)
     return f", with {won} of {len(shared)} seeds"
+
+
+def _overlap(best: Cell, other: Cell) -> str:
+    """Of two single runs, whether their intervals over clips have values in common."""
+    if len(best.values) != 1 or len(other.values) != 1:
+        return ""
+    first, second = best.values[0].interval, other.values[0].interval
+    if first is None or second is None:
+        return ""
+    does = first[0] <= second[1] and second[0] <= first[1]
+    return f", intervals over clips {'overlap' if does else 'do not overlap'}"
 
 
 def number(value: float, *, digits: int = 4) -> str:

@@ -50,6 +50,21 @@ function quantile(values, q) {
   return sorted[Math.round((sorted.length - 1) * q)];
 }
 
+// The part of a line from x0 to x1, with interpolated ends: what the axis has to hold of it.
+function within(line, x0, x1) {
+  const steps = [...line.steps], last = steps.length - 1;
+  const inside = steps.filter((s) => s > x0 && s < x1);
+  const at = [...new Set([x0, x1])].filter((s) => s >= steps[0] && s <= steps[last]);
+  const wanted = [...inside, ...at].sort((a, b) => a - b);
+  const value = (values) => wanted.map((s) => {
+    const i = Math.min(Math.max(1, steps.findIndex((each) => each >= s)), last) || 0;
+    if (!i) return values[0];
+    const part = (s - steps[i - 1]) / (steps[i] - steps[i - 1]);
+    return values[i - 1] + part * (values[i] - values[i - 1]);
+  });
+  return { steps: wanted, means: value(line.means), least: line.least && value(line.least), greatest: line.greatest && value(line.greatest) };
+}
+
 function draw(box, panel, height) {
   const isHeldOut = panel.kind === "val", isLog = $("log").checked, hasRaw = $("raw").checked;
   const lines = panel.lines.filter((line) => shown[line.run]);
@@ -57,11 +72,11 @@ function draw(box, panel, height) {
   const [x0, x1] = [Math.min(...all), Math.max(...all)];
   const width = isHeldOut ? 0 : (x1 - x0) * ($("smoothing").value / 100) ** 2 * 0.3;
   const curves = lines.map((line) => ({ line, bold: smooth(line.steps, line.means, width) }));
-  const known = panel.reference;
+  const known = $("reference")?.checked && panel.reference && within(panel.reference, x0, x1);
   // The axis fits the curves and the reference's mean; of raw values what lies in the middle 98 %, so that one spike does not flatten the rest.
   const fitted = curves.flatMap(({ line, bold }) => [...bold, ...(hasRaw && !isHeldOut
     ? [quantile([...line.means], 0.01), quantile([...line.means], 0.99)] : [])]);
-  if (known) fitted.push(...known.means.filter((v, i) => known.steps[i] >= x0 && known.steps[i] <= x1));
+  if (known) fitted.push(...known.means);
   const usable = fitted.filter((v) => Number.isFinite(v) && (!isLog || v > 0));
   const svg = box.querySelector("svg"), WIDTH = Math.max(160, box.clientWidth - 16);
   svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
@@ -82,7 +97,7 @@ function draw(box, panel, height) {
     return text;
   };
   const clip = `clip-${box.dataset.number}`;
-  let inner = `<clipPath id="${clip}"><rect x="${LEFT}" y="0" width="${WIDTH - LEFT}" height="${height - BOTTOM}"/></clipPath>`;
+  let inner = `<clipPath id="${clip}"><rect x="${LEFT}" y="0" width="${WIDTH - LEFT - RIGHT + 3}" height="${height - BOTTOM}"/></clipPath>`;
   for (const v of ticks(low, high, height > 150 ? 5 : 4)) {
     const y = TOP + (high - v) / (high - low) * (height - TOP - BOTTOM);
     inner += `<line class="axis" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y}" y2="${y}"/>` +
@@ -211,7 +226,7 @@ place($("losses"), parts.flatMap((part) => ["val", "train"].flatMap((kind) =>
 if (!parts.length) $("losses").textContent = "No run has logged a loss yet.";
 noise();
 addEventListener("resize", redraw);
-for (const id of ["smoothing", "raw", "log"]) $(id).addEventListener("input", redraw);
+for (const id of ["smoothing", "raw", "log", "reference"]) $(id)?.addEventListener("input", redraw);
 for (const each of document.querySelectorAll("[name=kind]")) each.addEventListener("change", noise);
 $("more").addEventListener("toggle", () => {
   if ($("more").open && !$("rest").children.length)

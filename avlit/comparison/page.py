@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from dataclasses import asdict
 from datetime import datetime
@@ -18,7 +19,7 @@ MEDIA = "media"
 MOST_INSIDE = 24 << 20
 """Bytes of clips that are put into a page of its own; it then needs nothing beside it."""
 TYPES = {".mp4": "video/mp4", ".wav": "audio/wav", ".png": "image/png"}
-DOTS_WIDTH, DOTS_HEIGHT = 150, 18
+DOTS_WIDTH, DOTS_HEIGHT, DOTS_STEP = 150, 18, 9
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
@@ -72,6 +73,7 @@ def render(comparison: Comparison, *, media: Path | None) -> str:
         dots=dots,
         source=partial(source, media=media),
         has_clips=media != Path(),
+        has_intervals=any(cell.intervals for row in comparison.rows for cell in row.cells),
         style=_part("page.css"),
         script=_part("page.js"),
     )
@@ -86,20 +88,31 @@ def source(name: str, *, media: Path | None) -> str:
 
 
 def dots(row: Row) -> str:
-    """A small drawing of a metric, as SVG: a dot for each run, from the least to the greatest value."""
-    values = [each for cell in row.cells for each in cell.finite]
-    if len(values) < 2 or min(values) == max(values):
+    """A small drawing of a metric, as SVG: a dot for each run, from the least to the greatest value.
+
+    Where runs have intervals over clips each has a line of its own, so that one can see which overlap.
+    """
+    runs = [(index, each) for index, cell in enumerate(row.cells) for each in cell.values if math.isfinite(each.value)]
+    ends = [end for _, each in runs for end in (each.value, *(each.interval or ()))]
+    if len(runs) < 2 or min(ends) == max(ends):
         return ""
-    low, span = min(values), max(values) - min(values)
-    drawn = [
-        f'<circle class="v{index % 8}" cx="{6 + (value - low) / span * (DOTS_WIDTH - 12):.1f}" cy="9" r="4"/>'
-        for index, cell in enumerate(row.cells)
-        for value in cell.finite
-    ]
+    low, span = min(ends), max(ends) - min(ends)
+    has_intervals = any(each.interval for _, each in runs)
+    height = max(DOTS_HEIGHT, DOTS_STEP * (len(runs) + 1)) if has_intervals else DOTS_HEIGHT
+
+    def x(value: float) -> str:
+        return f"{6 + (value - low) / span * (DOTS_WIDTH - 12):.1f}"
+
+    drawn = [] if has_intervals else [f'<line x1="6" y1="9" x2="{DOTS_WIDTH - 6}" y2="9"/>']
+    for place, (index, each) in enumerate(runs):
+        y, color = (DOTS_STEP * (place + 1) if has_intervals else 9), f"v{index % 8}"
+        if each.interval:
+            first, last = map(x, each.interval)
+            drawn.append(f'<line class="interval {color}" x1="{first}" y1="{y}" x2="{last}" y2="{y}"/>')
+        drawn.append(f'<circle class="{color}" cx="{x(each.value)}" cy="{y}" r="{3 if has_intervals else 4}"/>')
     return (
-        f'<svg class="dots" viewBox="0 0 {DOTS_WIDTH} {DOTS_HEIGHT}" width="{DOTS_WIDTH}" height="{DOTS_HEIGHT}" '
-        f'role="img" aria-label="from {number(low)} to {number(low + span)}">'
-        f'<line x1="6" y1="9" x2="{DOTS_WIDTH - 6}" y2="9"/>{"".join(drawn)}</svg>'
+        f'<svg class="dots" viewBox="0 0 {DOTS_WIDTH} {height}" width="{DOTS_WIDTH}" height="{height}" '
+        f'role="img" aria-label="from {number(low)} to {number(low + span)}">{"".join(drawn)}</svg>'
     )
 
 

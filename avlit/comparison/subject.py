@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from avlit.comparison.evaluations import Evaluated, read_evaluations
 from avlit.errors import UserError
 from avlit.provenance import Provenance
 from avlit.runs import Run, RunRecord
@@ -26,7 +27,8 @@ SILENT_S = 300.0
 class Subject:
     """letter: its name on the page. config: by dotted key. provenance: None of a run killed before it was written.
 
-    history: None of a run that was never tracked. measured: last metrics that are in files and in no curve.
+    history: None of a run that was never tracked. measured: last metrics that are in files and in no curve. evaluated:
+    by metric, what is known of those of `just evaluate`.
     now_s: when it was read, as Unix time.
     """
 
@@ -37,6 +39,7 @@ class Subject:
     provenance: Provenance | None
     history: History | None
     measured: Mapping[str, float]
+    evaluated: Mapping[str, Evaluated]
     now_s: float
 
     @property
@@ -97,6 +100,7 @@ def read_subject(run: Run, number: int) -> Subject:
         provenance=Provenance.read(run.provenance_path, is_damage_allowed=True),
         history=read_history(run),
         measured=_measured(run),
+        evaluated=read_evaluations(run),
         now_s=time.time(),
     )
 

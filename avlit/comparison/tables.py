@@ -70,9 +70,14 @@ def _tables(comparison: Comparison, style: box.Box, *, most: int | None) -> list
         cells = [Text(str(cell), style="bold" if n == row.best else "") for n, cell in enumerate(row.cells)]
         if style is box.MARKDOWN and row.best is not None:
             cells[row.best] = Text(f"**{cells[row.best]}**")
+        for cell, text in zip(row.cells, cells, strict=True):
+            for interval in cell.intervals:
+                text.append(f"{chr(10) if most else ' · '}{interval}", style="dim not bold")
         metrics.add_row(_text(row.name + ARROWS[row.better]), *cells)
     if comparison.main_rows:
         title = "Metrics, mean ± standard deviation over seeds" if has_seeds(comparison) else "Metrics"
+        if any(cell.intervals for row in comparison.main_rows for cell in row.cells):
+            title += "; … to …: 95 % of a run over its clips, other seeds aside"
         found.append((title, metrics))
     return found
 

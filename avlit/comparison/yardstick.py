@@ -21,7 +21,7 @@ REFERENCE = -1
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A reference that is measured as all compared runs are. notes: what each run has otherwise, in words."""
+    """A reference that is measured as all compared runs are. notes: what which runs have otherwise, in words."""
 
     reference: Reference
     recipe: str
@@ -45,10 +45,10 @@ def find_yardstick(subjects: Sequence[Subject], root: Path = RECIPES) -> Yardsti
     if not all(each and _is_measured_alike(each) for each in stands):
         return None
     known = [each for each in stands if each]
-    notes = [
-        f"{subject.letter}: {', '.join(each.other) if each.other else 'of its settings'}"
-        for subject, each in zip(subjects, known, strict=True)
-    ]
+    letters: dict[str, list[str]] = {}
+    for subject, each in zip(subjects, known, strict=True):
+        letters.setdefault(", ".join(each.other) or "of its settings", []).append(subject.letter)
+    notes = [f"{' '.join(runs)}: {text}" for text, runs in letters.items()]
     return Yardstick(known[0].reference, known[0].recipe, tuple(notes))
 
 

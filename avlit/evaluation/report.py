@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
 
@@ -22,6 +22,12 @@ from avlit.metrics.metric import Meter, Metric, Tools
 ARROWS = {"higher": " ↑", "lower": " ↓", "none": ""}
 RESULTS, TABLE = "results.json", "table.md"
 
+FOLDER = "evaluations"
+"""In a run's folder, or under `runs_dir` for clips without a run."""
+
+LOW, HIGH, CLIPS = "low", "high", "clips"
+"""After a metric's name: the bounds of its interval, and of how many clips it is."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -35,11 +41,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """rows: what was measured. idle: metrics that have nothing to measure in these clips. note: what was measured."""
+    """rows: what was measured. idle: metrics that have nothing to measure in these clips. note: what was measured.
+
+    place: what names begin with where they are logged, "" of clips without a run. made_with: the settings that decide
+    a value besides the run.
+    """
 
     rows: tuple[Row, ...]
     idle: tuple[str, ...]
     note: str
+    place: str = ""
+    made_with: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -51,6 +63,8 @@ class Report:
         count: int,
         published: Sequence[PublishedNumber],
         note: str,
+        place: str = "",
+        made_with: Mapping[str, str] | None = None,
     ) -> Report:
         """Metrics over the first `count` clips. ids: meters by their ids."""
         id_of = {meter.name: name for name, meter in ids.items()}
@@ -71,16 +85,16 @@ class Report:
                 true = None
             names = (metric.name, *metric.beside)
             rows.append(Row(metric, found, true, tuple(each for each in published if each.metric in names)))
-        return cls(tuple(rows), tuple(idle), note)
+        return cls(tuple(rows), tuple(idle), note, place, made_with or {})
 
     def values(self) -> dict[str, float]:
-        """Metric -> value, and its interval and count as NAME/low, NAME/high, NAME/clips."""
+        """Metric as it is logged -> value, and its interval and count as NAME/low, NAME/high, NAME/clips."""
         values: dict[str, float] = {}
         for row in self.rows:
-            name, found = row.metric.name, row.found
-            values |= {name: found.value, f"{name}/clips": found.count}
+            name, found = logged_name(self.place, row.metric.name), row.found
+            values |= {name: found.value, f"{name}/{CLIPS}": found.count}
             if found.low is not None and found.high is not None:
-                values |= {f"{name}/low": found.low, f"{name}/high": found.high}
+                values |= {f"{name}/{LOW}": found.low, f"{name}/{HIGH}": found.high}
         return values
 
     def write(self, folder: Path) -> list[Path]:
@@ -97,7 +111,8 @@ class Report:
             }
             for row in self.rows
         ]
-        write_atomically(folder / RESULTS, json.dumps({"note": self.note, "rows": rows}, indent=1) + "\n")
+        results = {"note": self.note, "place": self.place, "made_with": dict(self.made_with), "rows": rows}
+        write_atomically(folder / RESULTS, json.dumps(results, indent=1) + "\n")
         write_atomically(folder / TABLE, self.markdown())
         return [folder / RESULTS, folder / TABLE]
 
@@ -128,6 +143,11 @@ class Report:
                 cells.append("; ".join(_said(row.metric, each) for each in row.published))
             table.add_row(*cells)
         return table
+
+
+def logged_name(place: str, name: str) -> str:
+    """A metric's name among a run's metrics, in letters that MLflow takes."""
+    return place + "".join(letter if letter.isalnum() or letter in "-_. /" else "_" for letter in name)
 
 
 def _said(metric: Metric, number: PublishedNumber) -> str:
