@@ -24,14 +24,15 @@ from avlit.checkpoints import (
     save_checkpoint,
     save_share,
 )
-from avlit.commit import CheckpointError, begin, is_disk_full, sweep
+from avlit.commit import PATIENCE_S, CheckpointError, begin, is_disk_full, sweep
 from avlit.ranks import gather, is_distributed, is_first, is_part, local, place_of
 
 
 class CheckpointWriter:
     """Writes checkpoints in the background: training stops only while the state is copied.
 
-    folder: a run's `checkpoints/`. keep, protect: what to retain, see `prune`.
+    folder: a run's `checkpoints/`. keep, protect: what to retain, see `prune`. patience_s: how long other ranks may
+    write nothing of their parts; may be lowered meanwhile.
     At most one write is under way; an error in it is raised by the next `save` or `wait`.
     """
 
@@ -41,6 +42,7 @@ class CheckpointWriter:
         self.folder = folder
         self.keep = keep
         self.protect = protect
+        self.patience_s = PATIENCE_S
         self.last_committed: Path | None = None
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._thread: threading.Thread | None = None
@@ -76,7 +78,7 @@ class CheckpointWriter:
         spread = None
         if temporary:
             places = {name: {key: place_of(tensor) or () for key, tensor in held[name].items()} for name in files}
-            spread = Spread(dist.get_rank(), dist.get_world_size(), temporary, places)
+            spread = Spread(dist.get_rank(), dist.get_world_size(), temporary, places, lambda: self.patience_s)
         copies = {
             "weights": self._copy(WEIGHTS, held.get(WEIGHTS, {})),
             "optimizer": self._copy(OPTIMIZER, held.get(OPTIMIZER, {})),

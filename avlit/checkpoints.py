@@ -20,6 +20,7 @@ from torch import Tensor
 
 from avlit.checkpoint_state import CheckpointState, read_state
 from avlit.commit import (
+    PATIENCE_S,
     CheckpointError,
     Skipped,
     commit,
@@ -95,13 +96,14 @@ class Spread:
     """What makes a save one rank's share of it, where tensors are spread over the ranks.
 
     temporary: `commit.begin`'s folder on the first rank. places: file -> tensor -> where in the whole this rank's part
-    of it begins; a file of which this rank has nothing is there all the same, empty.
+    of it begins; a file of which this rank has nothing is there all the same, empty. patience_s: see `commit`.
     """
 
     rank: int
     num_ranks: int
     temporary: Path
     places: Mapping[str, Mapping[str, Place]]
+    patience_s: Callable[[], float] = lambda: PATIENCE_S
 
 
 def save_checkpoint(
@@ -140,7 +142,14 @@ def save_share(
             write_part(spread.temporary, spread.rank, writers)
             return None
         writers |= _state_writer(state)
-        return commit(folder, state.step, writers, temporary=spread.temporary, num_ranks=spread.num_ranks)
+        return commit(
+            folder,
+            state.step,
+            writers,
+            temporary=spread.temporary,
+            num_ranks=spread.num_ranks,
+            patience_s=spread.patience_s,
+        )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ STEP_NAME = re.compile(r"step-(\d{8,})")
 STALE_NAME = re.compile(r"(step-\d{8,})\.(tmp|old|gone)-\d+")
 CHUNK = 8 << 20
 PATIENCE_S = 300.0
-"""How long other ranks may write nothing before a checkpoint is given up: one of them has ended."""
+"""How long other ranks may write nothing before a checkpoint is given up; a disk may take minutes for what it has."""
 
 Writers = Mapping[str, Callable[[Path], object]]
 """File name -> what writes the file of that name."""
@@ -77,19 +77,27 @@ def begin(folder: Path, step: int) -> Path:
     return temporary
 
 
-def commit(folder: Path, step: int, writers: Writers, *, temporary: Path | None = None, num_ranks: int = 1) -> Path:
+def commit(
+    folder: Path,
+    step: int,
+    writers: Writers,
+    *,
+    temporary: Path | None = None,
+    num_ranks: int = 1,
+    patience_s: Callable[[], float] = lambda: PATIENCE_S,
+) -> Path:
     """Let each writer make the file of its name in a temporary folder, then commit that as the checkpoint of `step`.
 
     Returns its folder. One of that step that is already there is not touched before the new one is durable. Whatever
     a writer raises leaves all committed folders as they were.
     temporary: what `begin` made, where ranks 1 to num_ranks - 1 write into it, too; what each has written is waited
-    for. CheckpointError: one of them could not, or has ended.
+    for, until they have written nothing for patience_s. CheckpointError: one of them could not, or has ended.
     """
     final = step_dir(folder, step)
     temporary = temporary or begin(folder, step)
     try:
         entries = _write_files(temporary, writers)
-        _seal(temporary, step, entries | _await_parts(temporary, num_ranks))
+        _seal(temporary, step, entries | _await_parts(temporary, num_ranks, patience_s))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -135,7 +143,7 @@ def _report_name(rank: int) -> str:
     return f"rank-{rank}.json"
 
 
-def _await_parts(temporary: Path, num_ranks: int) -> dict[str, dict[str, object]]:
+def _await_parts(temporary: Path, num_ranks: int, patience_s: Callable[[], float]) -> dict[str, dict[str, object]]:
     """What the manifest says of the other ranks' files, once all are on the disk."""
     entries: dict[str, dict[str, object]] = {}
     waiting, seen, since = set(range(1, num_ranks)), -1, time.monotonic()
@@ -152,9 +160,9 @@ def _await_parts(temporary: Path, num_ranks: int) -> dict[str, dict[str, object]
         written = sum(path.stat().st_size for path in temporary.iterdir() if path.suffix != ".tmp")
         if written != seen:
             seen, since = written, time.monotonic()
-        elif time.monotonic() - since > PATIENCE_S:
+        elif time.monotonic() - since > patience_s():
             ranks = ", ".join(map(str, sorted(waiting)))
-            raise CheckpointError(f"rank {ranks} has written nothing for {PATIENCE_S:.0f} s; its process has ended?")
+            raise CheckpointError(f"rank {ranks} has written nothing for {patience_s():.0f} s; its process has ended?")
         if waiting:
             time.sleep(0.02)
     return entries

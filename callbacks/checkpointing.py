@@ -80,6 +80,7 @@ class Checkpointing(pl.Callback):
             self.save(trainer, module, step)
             self.writer.wait()
             tqdm.write(f"Step {step} is saved: a resume goes on from there")
+        self.writer.patience_s = 10.0  # it may be another rank's end that is the exception here
         self.writer.wait()
 
 
