@@ -1,6 +1,7 @@
-"""CNN14, PaSST, audiobox-aesthetics and UTMOS as they are released: the published code's numbers for the same weights.
+"""Networks of sound as they are released: the published code's numbers for the same weights.
 
-The numbers are those of panns-inference 0.1.1 with torchlibrosa 0.1.0, and of hear21passt 0.0.26 with torchaudio 2.11.
+The numbers are those of panns-inference 0.1.1 with torchlibrosa 0.1.0, hear21passt 0.0.26 with torchaudio 2.11, and
+UniSpeech's ECAPA-TDNN on Microsoft's WavLM.
 """
 
 import json
@@ -16,12 +17,13 @@ import torch
 from transformers.audio_utils import mel_filter_bank
 
 from avlit.errors import UserError
-from avlit.metrics import aesthetics, cnn14, passt, registry
-from avlit.metrics.clip import Clip
+from avlit.metrics import aesthetics, cnn14, passt, registry, speaker
+from avlit.metrics.clip import Clip, Sound
 from avlit.metrics.cnn14 import Cnn14
 from avlit.metrics.estimate import estimate
 from avlit.metrics.metric import Tools
 from avlit.metrics.passt import Passt, divergence, parts_of
+from avlit.metrics.speaker import SpeakerNet, renamed
 from tests.formula_weights import by_formula
 
 
@@ -156,6 +158,80 @@ def test_kl_reads_the_released_file_and_does_not_hear_loudness(
     noise = np.random.default_rng(0).normal(0, 0.1, 32000).astype(np.float32)
     assert measure(replace(clip, real=sounding(noise)))["KL"] > 0.01  # type: ignore[operator]
     assert measure(replace(clip, real=replace(clip, waveform=noise[:8000]))) == {}
+
+
+# SIM-o
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="module")
+def small_speaker_net() -> SpeakerNet:
+    return by_formula(SpeakerNet(speaker.WAVLM | SMALL, channels=16))
+
+
+@torch.no_grad()
+def test_the_speaker_net_has_the_published_networks_voice(small_speaker_net: SpeakerNet) -> None:
+    (voice,) = small_speaker_net(torch.from_numpy(chirp(16000, 1.0, 900))[None])
+    assert voice.shape == (256,)
+    np.testing.assert_allclose(voice[:4], [98.92962, 58.27284, 13.30573, 155.12442], rtol=2e-4)
+
+
+def as_released(name: str) -> str:
+    """Our name of a tensor -> that of the released file."""
+    if not name.startswith("feature_extract."):
+        return name
+    pairs = {
+        "feature_extract.": "feature_extract.model.", "masked_spec_embed": "mask_emb",
+        "feature_projection.projection": "post_extract_proj", "feature_projection.layer_norm": "layer_norm",
+        "pos_conv_embed.conv.parametrizations.weight.original0": "pos_conv.0.weight_g",
+        "pos_conv_embed.conv.parametrizations.weight.original1": "pos_conv.0.weight_v",
+        "pos_conv_embed.conv.bias": "pos_conv.0.bias", ".attention.": ".self_attn.",
+        "gru_rel_pos_const": "grep_a", "gru_rel_pos_linear": "grep_linear",
+        "rel_attn_embed": "relative_attention_bias", "feed_forward.intermediate_dense": "fc1",
+        "feed_forward.output_dense": "fc2",
+    }  # fmt: skip
+    if ".conv_layers." in name:
+        pairs |= {".conv.weight": ".0.weight", ".layer_norm.": ".2.1."}
+    if ".encoder.layers." in name:
+        pairs[".layer_norm."] = ".self_attn_layer_norm."
+    for ours, theirs in pairs.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def test_the_speaker_net_has_the_names_and_shapes_of_the_release() -> None:
+    with torch.device("meta"):
+        state = SpeakerNet().state_dict()
+    released = {as_released(name): tensor.shape for name, tensor in state.items()}
+    assert len(released) == 710 and [renamed(name) for name in released] == list(state)
+    assert released["feature_extract.model.encoder.layers.0.self_attn.relative_attention_bias.weight"] == (320, 16)
+    assert released["feature_extract.model.encoder.layers.23.self_attn_layer_norm.bias"] == (1024,)
+    assert released["feature_extract.model.feature_extractor.conv_layers.6.2.1.weight"] == (512,)
+    assert released["feature_extract.model.layer_norm.weight"] == (512,)
+    assert released["feature_weight"] == (25,) and released["layer1.conv.weight"] == (512, 1024, 5)
+    assert released["layer4.Res2Conv1dReluBn.convs.6.weight"] == (64, 64, 3)
+    assert released["pooling.linear1.weight"] == (128, 1536, 1) and released["linear.weight"] == (256, 3072)
+
+
+def test_sim_o_reads_the_released_file_and_knows_a_voice_again(
+    small_speaker_net: SpeakerNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speaker, "SpeakerNet", partial(SpeakerNet, speaker.WAVLM | SMALL, channels=16))
+    path = tmp_path / "wavlm_large_finetune.pth"
+    state = {as_released(name): tensor for name, tensor in small_speaker_net.state_dict().items()}
+    torch.save({"model": state | {"loss_calculator.projection.weight": torch.zeros(2)}}, path)
+    meter, tools = registry.metrics()["SIM-o"].meter, Tools(weights={"speaker": path})
+    measure, sound = meter.open(tools), chirp(16000, 1.0, 900)
+    clip = sounding(sound, reference_voice=Sound(0.5 * sound, 16000))
+    assert measure(clip)["SIM-o"] == pytest.approx(1, abs=1e-5), "loudness is not heard"
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    assert measure(replace(clip, waveform=noise))["SIM-o"] < 0.999  # type: ignore[operator]
+    assert measure(replace(clip, waveform=sound[:700])) == {}
+    del state["layer2.SE_Connect.linear1.bias"]
+    torch.save({"model": state}, path)
+    with pytest.raises(UserError, match=r"weights.speaker=.*: is not UniSpeech's verifier .*Missing key"):
+        meter.open(tools)
 
 
 # CE, CU, PC, PQ and UTMOS

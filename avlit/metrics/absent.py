@@ -9,7 +9,7 @@ def _open(tools: Tools) -> Measure:
     raise AssertionError("what is absent cannot be opened")
 
 
-JOVA, MMCONTROL, MMCONTROL_B = "JoVA, Section 4.1", "MMControl, Section 4.1", "MMControl, Appendix B"
+JOVA, MMCONTROL = "JoVA, Section 4.1", "MMControl, Section 4.1"
 MTV, UNITALKING = "MTV, Section 7.3", "UniTalking, Section 5.3"
 
 NO_NETWORK = "; neither avlit nor a package that it uses has that network"
@@ -28,8 +28,6 @@ REASONS: tuple[tuple[str, str, Better, float, float, str, str, str], ...] = (
      f"AMT-S (amt-s.pth){NO_NETWORK}"),
     ("Mean MAE", "error of estimated depth against the depth given", "lower", 0, 255, "", MMCONTROL,
      "how the paper scales the depth of Depth Anything V2, which it does not say"),
-    ("SIM-o", "cosine of the voice and the reference voice", "higher", -1, 1, "", MMCONTROL_B,
-     f"WavLM-Large with ECAPA-TDNN (wavlm_large_finetune.pth){NO_NETWORK}"),
     ("Speaker Similarity", "likeness of the voice and the reference voice", "higher", -1, 1, "", UNITALKING,
      "Qwen3-Omni's protocol and its speaker encoder, which the paper does not name"),
 )  # fmt: skip

@@ -23,6 +23,7 @@ from avlit.metrics import (
     moving_picture,
     passt,
     places,
+    speaker,
     speech,
     spoken_words,
     syncnet,
@@ -31,7 +32,7 @@ from avlit.metrics.metric import Meter, Metric, Tools
 from avlit.settings import nearest
 
 MODULES = (
-    mouths, events, av_align, mood, places, spoken_words, controls, speech, moving_picture, syncnet, i3d,
+    mouths, events, av_align, mood, places, spoken_words, controls, speech, speaker, moving_picture, syncnet, i3d,
     embeddings, cnn14, passt, aesthetics, absent,
 )  # fmt: skip
 """Of this package, in the order of the table."""

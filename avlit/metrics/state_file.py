@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,15 +47,16 @@ def load_weights(
     file: str = "",
     inside: str | None = None,
     has_others: bool = False,
+    named: Callable[[str], str] = str,
 ) -> Network:
     """The network with its released weights, every one of them, ready to measure. UserError: they are of another.
 
     file: its name where a folder is given. inside: as of `read_state`. has_others: it may hold tensors that the
-    network has no use for.
+    network has no use for. named: a name in the file -> the network's.
     """
     path = tools.weights[need.key]
     try:
-        state = read_state(path / file, inside=inside)
+        state = {named(name): tensor for name, tensor in read_state(path / file, inside=inside).items()}
         if has_others:
             state = {name: state[name] for name in network.state_dict() if name in state}
         network.load_state_dict(state)
