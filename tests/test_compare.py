@@ -6,6 +6,7 @@ import shutil
 import time
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -22,11 +23,13 @@ from avlit.comparison.measures import better_of
 from avlit.comparison.page import dots, write_page, write_single_file
 from avlit.comparison.selection import select
 from avlit.comparison.tables import conclusions, markdown
+from avlit.comparison.yardstick import Yardstick
 from avlit.errors import UserError
 from avlit.evaluation.report import FOLDER as EVALUATIONS
 from avlit.evaluation.report import RESULTS
 from avlit.mp4 import write_mp4
 from avlit.provenance import Provenance
+from avlit.reference import Reference, ReferenceCurve
 from avlit.runs import Run, create_run, find_run
 from avlit.sound import write_sound
 from avlit.tracking import Tracker
@@ -508,7 +511,36 @@ def test_page_works_in_a_browser(browser: Browser, comparison: tuple[Comparison,
         "box.dispatchEvent(new PointerEvent('pointermove', {clientX: f.left + f.width / 2, clientY: f.top + 5})) })()"
     )
     assert "step 200" in browser.run("document.querySelector('.tip').textContent")
+    seeks = """new Promise((done) => {
+      const end = Date.now() + 20000;
+      const look = () => [...document.querySelectorAll('video')].every((c) => c.currentTime > 0) || Date.now() > end
+        ? done([...document.querySelectorAll('video')].map((c) => c.currentTime)) : setTimeout(look, 30);
+      look();
+    })"""
+    assert all(0 < at < 0.01 for at in browser.run(seeks))  # a picture before anything is played
     assert browser.errors == []  # and it has asked no network for anything
+
+
+def test_a_reference_is_drawn_up_to_where_the_runs_are_and_can_be_switched_off(
+    browser: Browser, comparison: tuple[Comparison, Path]
+) -> None:
+    made, folder = comparison
+    curves = {"val/loss/video": ReferenceCurve((0, 1000), (2.0, 0.0), (0.1, 0.1))}
+    yardstick = Yardstick(Reference((0, 1), {}, "", {}, curves), "jova_stage2", ("A B: of its settings",))
+    write_page(replace(made, yardstick=yardstick), folder / "reference.html")
+    browser.show(folder / "reference.html", width=390, scheme="dark")
+    found = browser.run("within(data.panels.find((p) => p.metric === 'val/loss/video').reference, 0, 400)")
+    assert found["steps"] == [0, 400] and found["means"] == pytest.approx([2.0, 1.2])
+    assert found["greatest"][1] > found["means"][1] > found["least"][1]
+    drawn = "document.querySelectorAll('path.reference').length"
+    ends = """(() => { const box = document.querySelector('[data-metric="val/loss/video"]').querySelector('svg');
+        const [line, known] = ['path.bold.v0', 'path.bold.reference'].map((p) => box.querySelector(p).getBBox());
+        return [known.x + known.width - line.x - line.width, known.y >= 0] })()"""
+    assert browser.run(ends) == [pytest.approx(0, abs=0.2), True]
+    assert browser.run(drawn) == 2  # its band and its mean
+    browser.run("$('reference').click()")
+    assert browser.run(drawn) == 0 and paths(browser) == 2 * len(made.subjects)
+    assert browser.errors == []
 
 
 def test_clips_play_together_with_the_sound_of_one(browser: Browser, comparison: tuple[Comparison, Path]) -> None:

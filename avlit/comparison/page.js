@@ -249,6 +249,8 @@ for (const each of media) {
     note.textContent = "cannot be played: the folder “media” belongs beside this page";
     each.replaceWith(note);
   });
+  // Without a seek some browsers show black until a clip is played.
+  each.addEventListener("loadedmetadata", () => { if (!each.currentTime) each.currentTime = 0.001; });
   const mark = each.closest("figure").querySelector(".sound i");
   const follow = () => {
     if (mark && each.duration) mark.style.left = `${each.currentTime / each.duration * 100}%`;
