@@ -17,9 +17,9 @@ NO_NETWORK = "; neither avlit nor a package that it uses has that network"
 REASONS: tuple[tuple[str, str, Better, float, float, str, str, str], ...] = (
     ("Text-C", "cosine of text and video", "higher", -100, 100, "%", MTV, f"VideoCLIP-XL{NO_NETWORK}"),
     ("Audio-C", "cosine of sound and video", "higher", -100, 100, "%", MTV,
-     f"ImageBind (imagebind_huge.pth){NO_NETWORK}"),
+     "ImageBind (imagebind_huge.pth) and its code: avlit has none, and its packages need torchaudio and pytorchvideo"),
     ("AS", "mean of MANIQA, aesthetic-predictor-v2-5 and MUSIQ", "higher", 0, 1, "", JOVA,
-     f"the weights of all three{NO_NETWORK.replace('that network', 'the first and the last')}"),
+     "the weights of all three; neither avlit nor a package that it uses has the networks MANIQA and MUSIQ"),
     ("Subject DINO Similarity", "cosine of the cut-out person and the reference image, by DINO", "higher", -1, 1, "",
      MMCONTROL, "Grounding DINO and SAM 2 to cut persons out of frames; DINO is that of whole frames"),
     ("Dynamic Degree", "mean length of RAFT's optical flow over 49 frames", "higher", 0, 1, "", MMCONTROL,
