@@ -6,7 +6,8 @@ Their classes are those of transformers, timm and torchvision; nothing is fetche
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import inf
 from typing import Any
 
@@ -88,7 +89,8 @@ def _open_clap(tools: Tools) -> Measure:
     def embed(clip: Clip) -> Tensor:
         assert clip.sound is not None
         heard = at_one_peak(heard_at(clip.sound, rate_hz))
-        heard = processor(audio=heard, sampling_rate=rate_hz, return_tensors="pt")
+        with same_draws():
+            heard = processor(audio=heard, sampling_rate=rate_hz, return_tensors="pt")
         return F.normalize(model.get_audio_features(**heard.to(tools.device)).pooler_output, dim=-1)[0]
 
     @torch.no_grad()
@@ -106,6 +108,17 @@ def _open_clap(tools: Tools) -> Measure:
         return readings
 
     return measure
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """CLAP's extractor draws which part of a sound of more than 10 s it hears: of a clip, the same one each time."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _open_dino(name: str, need: Weights, tools: Tools) -> Measure:
@@ -176,7 +189,7 @@ RAFT_LEAST, RAFT_MOST = 121, 640
 RAFT_STEPS = 20
 
 CLIP = Weights("clip", "a folder of CLIP in transformers' layout; MMControl's is clip-vit-large-patch14")
-CLAP = Weights("clap", "a folder of LAION's CLAP in transformers' layout, such as clap-htsat-unfused")
+CLAP = Weights("clap", "a folder of LAION's CLAP in transformers' layout; Verse-Bench's is clap-htsat-fused")
 LAION = Weights("aesthetic_head", "LAION's linear head on clip-vit-large-patch14 (sa_0_4_vit_l_14_linear.pth)")
 DINO3 = Weights("dinov3", "a folder of a DINOv3 in timm's layout (config.json, model.safetensors)")
 DINO = Weights("dino", "a folder of a DINO in timm's layout, such as vit_base_patch16_224.dino")
