@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from avlit.models.backbones import Rotary, Stock
-from avlit.models.normalised_heads import split_heads
+from avlit.models.mst_controlnet import split_heads
+from avlit.models.rotation import rotate_pairs
 
 Mode = Literal["joint", "one-way", "separate"]
 """joint: every token attends to every token. one-way: the first stream only to itself, the others to everything.
@@ -49,9 +50,11 @@ def project_heads(attention: Stock, tokens: Tensor, rotary: Rotary | None) -> He
 
     rotary: cosines and sines [N, head] of adjacent pairs (Wan, HunyuanVideo); None for tokens without positions (text).
     """
-    query = split_heads(attention.to_q(tokens), attention.heads, attention.norm_q, rotary)  # [B, heads, N, head]
-    key = split_heads(attention.to_k(tokens), attention.heads, attention.norm_k, rotary)
+    query = split_heads(attention.to_q(tokens), attention.heads, attention.norm_q)  # [B, heads, N, head]
+    key = split_heads(attention.to_k(tokens), attention.heads, attention.norm_k)
     value = attention.to_v(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+    if rotary is not None:
+        query, key = rotate_pairs(query, *rotary), rotate_pairs(key, *rotary)
     return Heads(query, key, value)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from avlit.models.backbones import Rotary, Stock
 from avlit.models.joint_attention import Heads, Mode, joint_attention, project_heads
-from avlit.models.normalised_heads import split_heads
+from avlit.models.mst_controlnet import split_heads
 from avlit.models.rotation import rotate_pairs
 from avlit.models.sizes import Fusion
 from avlit.models.twin_block import BlockObserve

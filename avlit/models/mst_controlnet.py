@@ -20,9 +20,16 @@ from avlit.models.backbones import (
     wan_rotary,
     wan_time,
 )
-from avlit.models.normalised_heads import split_heads
+from avlit.models.rotation import rotate_pairs
 from avlit.models.sizes import MSTControlNetConfig
 from avlit.models.track_encoder import ControlTokens, MultiStreamControl
+
+
+def split_heads(x: Tensor, heads: int, norm: Stock) -> Tensor:
+    """[B, S, D] -> normalised heads [B, H, S, D/H]; CogVideoX normalises each head, Wan the full width."""
+    if norm.weight.shape[-1] == x.shape[-1]:
+        return norm(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return norm(x.unflatten(-1, (heads, -1))).transpose(1, 2)
 
 
 class IntervalCrossAttention(nn.Module):
@@ -44,11 +51,10 @@ class IntervalCrossAttention(nn.Module):
     def forward(self, video: Tensor, tokens: Tensor, attention: Stock, rotary: Rotary) -> Tensor:
         """video [B*T, S, D], tokens [B*T, M, E] -> update [B*T, S, D]. rotary: first frame's [S, head] twice."""
         key, value = self.to_kv(tokens).chunk(2, dim=-1)
-        query = self.to_q(self.norm(video))
-        query = split_heads(query, attention.heads, attention.norm_q, rotary)  # [B*T, H, S, head]
+        query = split_heads(self.to_q(self.norm(video)), attention.heads, attention.norm_q)  # [B*T, H, S, head]
         key = split_heads(key, attention.heads, attention.norm_k)  # [B*T, H, M, head]
         value = value.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = F.scaled_dot_product_attention(rotate_pairs(query, *rotary), key, value)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 

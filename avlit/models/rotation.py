@@ -22,17 +22,17 @@ class RotatedPairs(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """See `rotate_pairs`."""
         ctx.save_for_backward(cos, sin)
-        return turn(x, cos, sin)
+        return _turn(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Of x alone."""
-        return turn_back(gradients[0], *ctx.saved_tensors), None, None
+        cos, sin = ctx.saved_tensors
+        return _turn(gradients[0], cos, -sin), None, None
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate_pairs` for those who write its gradient themselves."""
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     values = x.float()
     if torch.compiler.is_compiling():  # graphs have no complex numbers, and fuse these passes
         first, second = values.unflatten(-1, (-1, 2)).unbind(-1)
@@ -42,15 +42,6 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     quarter_turn = torch.complex(sin.new_zeros(()), sin[..., ::2])
     crossed = torch.view_as_real(_as_complex(values) * quarter_turn).flatten(-2)
     return crossed.add_(values * cos).type_as(x)
-
-
-def turn_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The opposite rotation, which is the gradient's."""
-    if torch.compiler.is_compiling():
-        return turn(x, cos, -sin)
-    # In one pass: nobody's rounding is to be met here.
-    turns = torch.complex(cos[..., ::2], -sin[..., ::2])
-    return torch.view_as_real(_as_complex(x.float()) * turns).flatten(-2).type_as(x)
 
 
 def _as_complex(x: Tensor) -> Tensor:

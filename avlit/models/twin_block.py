@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from avlit.models.backbones import Rotary, Stock, add_gated, affine, wan_time
 from avlit.models.joint_attention import Heads, Mode, joint_attention, project_heads
-from avlit.models.normalised_heads import split_heads
+from avlit.models.mst_controlnet import split_heads
 
 Observe = Callable[[int, Sequence[Heads]], None]
 """(layer, what each stream brings to that block's self-attention), as for attention maps."""
