@@ -28,8 +28,7 @@ class RotatedPairs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Of x alone."""
-        cos, sin = ctx.saved_tensors
-        return _turn(gradients[0], cos, -sin), None, None
+        return _turn_back(gradients[0], *ctx.saved_tensors), None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -42,6 +41,15 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     quarter_turn = torch.complex(sin.new_zeros(()), sin[..., ::2])
     crossed = torch.view_as_real(_as_complex(values) * quarter_turn).flatten(-2)
     return crossed.add_(values * cos).type_as(x)
+
+
+def _turn_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The opposite rotation, which is the gradient's."""
+    if torch.compiler.is_compiling():
+        return _turn(x, cos, -sin)
+    # In one pass: nobody's rounding is to be met here.
+    turns = torch.complex(cos[..., ::2], -sin[..., ::2])
+    return torch.view_as_real(_as_complex(x.float()) * turns).flatten(-2).type_as(x)
 
 
 def _as_complex(x: Tensor) -> Tensor:
