@@ -32,8 +32,8 @@ from avlit.provenance import Provenance
 from avlit.reference import Reference, ReferenceCurve
 from avlit.runs import Run, create_run, find_run
 from avlit.sound import write_sound
-from avlit.tracking import Tracker
-from avlit.tracking.history import Curve, read_history
+from avlit.tracking import OFFLINE, Tracker
+from avlit.tracking.history import Curve, read_history, read_session
 from tests.browser import Browser, find_browser
 from tests.kill_fuzz import keep_in_spool
 
@@ -63,6 +63,7 @@ def make_run(
     parent: str | None = None,
     clips: Sequence[str] = (),
     sync: float | None = None,
+    store: str | None = None,
 ) -> Run:
     """A run of 400 steps as its folder is after `steps` of them."""
     values = {"recipe": recipe, "seed": seed, "size": "tiny", "train": {"steps": STEPS}, "mouth_weight": weight}
@@ -73,7 +74,7 @@ def make_run(
     )  # fmt: skip
     made = Provenance("", "abc", dict(code or {"avlit/module.py": "1"}), {"torch": "2"}, {"fingerprint": data})
     made.write(run.provenance_path)
-    tracker = Tracker(run, uri=f"sqlite:///{folder}/mlflow.db", run_name=name, tags={"size": "tiny"})
+    tracker = Tracker(run, uri=store or f"sqlite:///{folder}/mlflow.db", run_name=name, tags={"size": "tiny"})
     for step in range(0, steps + 1, 20):
         loss = LOSS.get(weight, 0.5) + 0.01 * seed + (STEPS - step) / STEPS
         if step:
@@ -382,6 +383,22 @@ def test_a_tag_that_only_an_unreachable_server_could_know_is_answered(
     assert avlit(["compare", *words]) == USER_MISTAKE
     message = capsys.readouterr().err
     assert "http://127.0.0.1:9: does not answer" in message and "name them by id" in message
+
+
+def test_page_of_runs_without_a_store_is_said_to_be_in_no_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for seed in (0, 1):
+        make_run(runs, seed=seed, store=OFFLINE)
+    assert avlit(["compare", f"runs_dir={runs}", "run=last:2"]) == 0
+    assert "Not in MLflow: the runs were trained with tracking.uri=offline" in capsys.readouterr().out
+    tracked = make_run(runs, seed=2)
+    (runs / "mlflow.db").touch()  # a store that is there
+    assert avlit(["compare", f"runs_dir={runs}", "run=last:3"]) == 0
+    assert "Not in MLflow" not in capsys.readouterr().out
+    session, sent = read_session(tracked), read_session(find_run(runs / "comparisons", "last"))
+    assert session is not None and sent is not None and sent.store == session.store
 
 
 # The command

@@ -77,14 +77,17 @@ def made_in(folder: Run, runs: Sequence[Run], *, asked: str | None, num_clips: i
 
 def send(folder: Run, names: Sequence[str], runs: Sequence[Run], *, asked: str | None) -> None:
     """Make the comparison a run in MLflow, the page its artifact; what does not arrive waits, and that is said."""
-    from avlit.tracking import Tracker
+    from avlit.tracking import OFFLINE, Tracker
     from avlit.tracking.history import read_session
     from avlit.tracking.story import TAG as STORY
 
-    session = next((session for run in runs if (session := read_session(run))), None)
+    sessions = [session for run in runs if (session := read_session(run))]
+    # Of runs with and without a store, where those with one are.
+    session = next((each for each in sessions if each.store != OFFLINE), sessions[0] if sessions else None)
+    uri = asked or store_of_runs(session.store if session else None)
     tracker = Tracker(
         folder,
-        uri=asked or store_of_runs(session.store if session else None),
+        uri=uri,
         experiment=session.experiment if session else "avlit",
         run_name=f"comparison of {len(names)} runs",
         tags={
@@ -99,6 +102,9 @@ def send(folder: Run, names: Sequence[str], runs: Sequence[Run], *, asked: str |
     tracker.finish("finished", timeout_s=PATIENCE_S)
     if record := folder.record().mlflow_run:
         print(f"In MLflow: run {record}, artifact comparison.html (`just ui` shows it)")
+    elif uri == OFFLINE:
+        what = "tracking.uri=offline" if asked else "the runs were trained with tracking.uri=offline"
+        print(f"Not in MLflow: {what}; the same words with another tracking.uri= send the page there")
 
 
 def store_of_runs(store: str | None) -> str | None:

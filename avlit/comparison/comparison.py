@@ -79,7 +79,8 @@ class Comparison:
     @property
     def cautions(self) -> list[str]:
         """What to know before values are compared."""
-        lines = [f"{reason} Losses are shown, and none is called better." for reason in self.differences.cautions]
+        reasons = self.differences.cautions
+        lines = [" ".join([*reasons, "Losses are shown, and none is called better."])] if reasons else []
         if len(self.variants) == 1:
             lines.append(
                 "All runs are one setting with other seeds: there is nothing to choose, but the spread to see."

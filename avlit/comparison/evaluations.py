@@ -39,10 +39,12 @@ def read_evaluations(run: Run) -> dict[str, Evaluated]:
     for path in paths:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-            made_with = {str(key): str(value) for key, value in results["made_with"].items()}
+            # Evaluations of earlier versions do not say these two.
+            place, made_with = str(results.get("place", "eval/")), results.get("made_with", {})
+            made_with = {str(key): str(value) for key, value in made_with.items()}
             for row in results["rows"]:
                 better: Better = BETTER[BETTER.index(row["better"])]
-                found[logged_name(results["place"], row["metric"])] = Evaluated(better, made_with)
+                found[logged_name(place, row["metric"])] = Evaluated(better, made_with)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"run={run.id}: {path} cannot be read ({error!r}); the same `just evaluate` again writes it anew, "
