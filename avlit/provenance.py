@@ -26,6 +26,8 @@ FREE_KEYS = (
 """Config keys that a resume may change without being asked: each step computes bit for bit the same."""
 ROLL_BACK_KEYS = ("train.max_nonfinite", "checkpoint.every")
 """Keys that decide at which steps a run is rolled back, and to which; as free where it was not, or will not be."""
+AFTERWARDS = {"tables", "comparison", "evaluation", "export"}
+"""Folders whose sources say which runs are made and what is done with trained ones, not what one of them computes."""
 MAX_LISTED = 8
 
 
@@ -86,8 +88,7 @@ def source_digests(recipe_folder: Path) -> dict[str, str]:
     """Sources that a run of the recipe may execute or read -> 16 hex digits of their contents."""
     folders = [ROOT / "avlit", ROOT / "data", ROOT / "callbacks", recipe_folder]
     found = [path for folder in folders for kind in ("*.py", "*.yaml") for path in folder.rglob(kind)]
-    # A paper's table says which runs are made, not what one of them computes.
-    paths = [path for path in found if path.parent.name != "tables"]
+    paths = [path for path in found if not AFTERWARDS & set(path.parts)]
     return {
         path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name: hashlib.sha256(
             path.read_bytes()

@@ -40,7 +40,7 @@ def _quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tracker, "_start_sender", Tracker._start_sender)  # put back after the test
     kill_fuzz.keep_in_spool()
     judge = PictureJudge(Seer(ATTRIBUTES).eval(), ATTRIBUTES)
-    monkeypatch.setattr("avlit.commands.corpus_judge.corpus_picture_judge", lambda: judge)
+    monkeypatch.setattr("avlit.commands.corpus_judge.kept_picture_judge", lambda kept_in: judge)
 
 
 def words(folder: Path, *more: str) -> list[str]:

@@ -1,12 +1,15 @@
 """The judge of pictures sees who is there and how far; what it says moves when pictures are swapped or ruined."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from avlit.codecs.embedded_video import EmbeddedVideoCodec
-from avlit.commands.corpus_judge import corpus_picture_judge, corpus_pictures
-from avlit.metrics.picture_judge import PictureJudge, identity_agreement
+from avlit.commands import corpus_judge
+from avlit.commands.corpus_judge import ATTRIBUTES, corpus_picture_judge, corpus_pictures, kept_picture_judge
+from avlit.metrics.picture_judge import PictureJudge, Seer, identity_agreement
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,31 @@ def test_the_same_seed_trains_the_same_judge_whatever_was_drawn_before():
     assert torch.equal(torch.rand(3), drawn)
     second = corpus_picture_judge(num_clips=4, epochs=1)
     assert all(torch.equal(a, b) for a, b in zip(first.seer.parameters(), second.seer.parameters(), strict=True))
+
+
+def test_a_judge_is_trained_once_and_a_file_that_is_not_what_was_written_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    trained = []
+
+    def train() -> PictureJudge:
+        torch.manual_seed(len(trained))
+        trained.append(PictureJudge(Seer(ATTRIBUTES).eval(), ATTRIBUTES))
+        return trained[-1]
+
+    monkeypatch.setattr(corpus_judge, "corpus_picture_judge", train)
+    picture = torch.rand(3, 1, 64, 64)
+    expected = kept_picture_judge(tmp_path).depth(picture)
+    assert torch.equal(kept_picture_judge(tmp_path).depth(picture), expected) and len(trained) == 1
+    (path,) = (tmp_path / "judges").iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:100], b""):
+        path.write_bytes(damaged)
+        kept_picture_judge(tmp_path)
+    assert len(trained) == 4 and capsys.readouterr().out.count("the judge is trained again") == 3
+    monkeypatch.setattr(corpus_judge, "source_hash", lambda: "another corpus")
+    kept_picture_judge(tmp_path)
+    assert len(trained) == 5
 
 
 def test_agreement_counts_attributes_and_takes_the_others_for_chance():

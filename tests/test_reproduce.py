@@ -34,7 +34,7 @@ def _quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tracker, "_start_sender", Tracker._start_sender)  # put back after the test
     kill_fuzz.keep_in_spool()
     judge = WordJudge(Listener(1 + len(VOCABULARY)).eval(), tuple(VOCABULARY))
-    monkeypatch.setattr("avlit.commands.corpus_judge.corpus_judge", lambda: judge)
+    monkeypatch.setattr("avlit.commands.corpus_judge.kept_word_judge", lambda kept_in: judge)
 
 
 def words(folder: Path, cache: Path, *more: str) -> list[str]:

@@ -1,21 +1,35 @@
-"""The judges of the embedded corpus: trained on clips that no model trains on and none is sampled for."""
+"""The judges of the embedded corpus: trained on clips that no model trains on and none is sampled for.
+
+A machine trains each once and keeps it: what it becomes follows from sources and torch, by which its file is named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
+from avlit.adapters import fingerprint_of
 from avlit.codecs.embedded_audio import EmbeddedAudioCodec
 from avlit.codecs.embedded_video import EmbeddedVideoCodec
-from avlit.metrics.picture_judge import PictureJudge
-from avlit.metrics.word_judge import SpokenWord, WordJudge
+from avlit.durable import write_atomically
+from avlit.metrics import picture_judge, word_judge
+from avlit.metrics.picture_judge import PictureJudge, Seer
+from avlit.metrics.word_judge import Listener, SpokenWord, WordJudge
 from data.clip import RawClip
 from data.corpus import CorpusSettings, depth_frames, make_clip
 from data.corpus.persons import HAIR_COLOURS, SKINS
 from data.corpus.voice import VOCABULARY
+from data.embedded import source_hash
+
+T = TypeVar("T", bound=nn.Module)
 
 FIRST, NUM_CLIPS = 500_000, 320
 """Clips that train the judge of words; those after them are heard by nobody."""
@@ -30,6 +44,49 @@ ATTRIBUTES = {"skin": tuple(SKINS), "hair_colour": tuple(HAIR_COLOURS)}
 
 DAMAGE = 0.25
 """Most noise on the latents of a picture that the judge learns from, where the codec's channels have about 1."""
+
+
+def kept_word_judge(cache_dir: Path) -> WordJudge:
+    """`corpus_judge()`, read from `cache_dir` where it was trained before."""
+    vocabulary = tuple(VOCABULARY)
+    network = _kept(cache_dir, "words", Listener(1 + len(vocabulary)), lambda: corpus_judge().listener)
+    return WordJudge(network, vocabulary)
+
+
+def kept_picture_judge(cache_dir: Path) -> PictureJudge:
+    """`corpus_picture_judge()`, read from `cache_dir` where it was trained before."""
+    network = _kept(cache_dir, "pictures", Seer(ATTRIBUTES), lambda: corpus_picture_judge().seer)
+    return PictureJudge(network, ATTRIBUTES)
+
+
+def _kept(cache_dir: Path, of: str, network: T, train: Callable[[], T]) -> T:
+    """The network with the weights of its file, if they are those that were written; else a trained one, written."""
+    path = cache_dir / "judges" / f"{of}-{_source_of_judges()}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            written = (file.metadata() or {}).get("fingerprint")
+        if fingerprint_of("", tensors, names=tensors) == written:
+            network.load_state_dict(tensors)
+            return network.eval()
+        print(f"{path}: is not what was written; the judge is trained again", flush=True)
+    except FileNotFoundError:
+        print(f"Trains the judge of {of}, and keeps it in {path.parent}", flush=True)
+    except SafetensorError as error:
+        print(f"{path}: cannot be read ({error}); the judge is trained again", flush=True)
+    trained = train()
+    tensors = trained.state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(tensors, {"fingerprint": fingerprint_of("", tensors, names=tensors)}))
+    return trained
+
+
+def _source_of_judges() -> str:
+    """A hash of the code that decides what the judges are, corpus and codecs included."""
+    digest = hashlib.sha256(f"{source_hash()} {torch.__version__}".encode())
+    for path in sorted((__file__, picture_judge.__file__, word_judge.__file__)):
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def corpus_judge(*, seed: int = 0, epochs: int = 6) -> WordJudge:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avlit.commands.sample import HELDOUT_KEYS, PLACE_KEYS, newest_checkpoint, read_config
-from avlit.config import Config, ConfigError
+from avlit.config import Config, ConfigError, DataConfig
 from avlit.runs import find_run
 from avlit.settings import nearest, read_words
 
@@ -74,7 +74,7 @@ def print_list(weights: Mapping[str, Path]) -> int:
     from avlit.evaluation.report import listing
     from avlit.metrics.registry import metrics
 
-    tools = corpus_tools(weights, device="cpu", has_judges=True)
+    tools = corpus_tools(weights, device="cpu", judges=Path(DataConfig.cache_dir))
     Console(width=None if sys.stdout.isatty() else 240).print(listing(list(metrics().values()), tools))
     return 0
 
@@ -146,7 +146,7 @@ def evaluate_files(given: dict[str, str], *, names: Sequence[str], weights: Mapp
     records = read_records(captions)
     if records and not any(path.name in records for path in paths):
         raise ConfigError(f"captions={captions}: names none of the clips in {folder}, such as {paths[0].name}")
-    tools = corpus_tools(weights, device=device(), has_judges=False)
+    tools = corpus_tools(weights, device=device(), judges=None)
     metrics = chosen(names, tools)
     ids = meter_ids(meters(metrics), tools)
     files = [path for path in (*paths, *(real[path.stem] for path in paths if real), *([captions] if captions else []))]

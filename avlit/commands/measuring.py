@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from avlit.commands.corpus_judge import corpus_judge, corpus_picture_judge
+from avlit.commands.corpus_judge import kept_picture_judge, kept_word_judge
 from avlit.commands.mouth_opening import mouth_opening_finder
 from avlit.evaluation.readings import SAMPLED, TRUE, Readings
 from avlit.metrics.clip import Clip
 from avlit.metrics.metric import Meter, Tools
 
 
-def corpus_tools(weights: Mapping[str, Path], *, device: str, has_judges: bool) -> Tools:
-    """What meters are opened with. has_judges: the clips are of the embedded corpus, on which judges can be trained."""
+def corpus_tools(weights: Mapping[str, Path], *, device: str, judges: Path | None) -> Tools:
+    """What meters are opened with. judges: the cache that keeps them; None for clips that are not of the corpus."""
     return Tools(
         weights=weights,
-        word_judge=cache(corpus_judge) if has_judges else None,
-        picture_judge=cache(corpus_picture_judge) if has_judges else None,
-        mouth_opening=None if has_judges else mouth_opening_finder(),  # it knows no drawn faces
+        word_judge=None if judges is None else cache(partial(kept_word_judge, judges)),
+        picture_judge=None if judges is None else cache(partial(kept_picture_judge, judges)),
+        mouth_opening=None if judges is not None else mouth_opening_finder(),  # it knows no drawn faces
         device=device,
     )
 
@@ -41,13 +41,8 @@ def keep(
 
 
 def opened(ids: Mapping[str, Meter], tools: Tools, *, needed: set[str]) -> dict:
-    """Those meters that have something to measure, opened; a judge that has to be trained first says so."""
-    found = {}
-    for name in sorted(needed):
-        if any(getattr(need, "name", "").endswith("_judge") for need in ids[name].needs):
-            print(f"Trains the judge that {ids[name].name} is measured with", flush=True)
-        found[name] = ids[name].open(tools)
-    return found
+    """Those meters that have something to measure, opened."""
+    return {name: ids[name].open(tools) for name in sorted(needed)}
 
 
 def progress(total: int) -> tqdm:

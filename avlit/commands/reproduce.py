@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,11 +182,14 @@ def measure(parent: Run, plan: Plan) -> dict[str, dict[int, dict[str, float]]]:
     """Row -> seed -> metrics of its run; measured once, and read where they were."""
     from avlit.commands.callback_set import read_metrics, write_metrics
     from avlit.commands.control_study import TRUE_CLIPS
-    from avlit.commands.corpus_judge import corpus_judge, corpus_picture_judge
+    from avlit.commands.corpus_judge import kept_picture_judge, kept_word_judge
     from avlit.commands.table_metrics import measure_run
 
     extent = plan.extent()[1]
-    judge, picture_judge, runs = cache(corpus_judge), cache(corpus_picture_judge), begun(parent)
+    runs = begun(parent)
+    first = next(iter(runs.values()))
+    kept_in = Path(from_yaml(first.read_config(), source=str(first.config_path)).data.cache_dir)
+    judge, picture_judge = cache(partial(kept_word_judge, kept_in)), cache(partial(kept_picture_judge, kept_in))
     units = [unit for unit in plan.units() if unit.is_measured]
     rows = {unit: [unit.row] if unit.row is not None else [*extent.rows, TRUE_CLIPS] for unit in units}
     paths = {(unit, row): measured_path(parent, runs[unit.name], row, plan) for unit in units for row in rows[unit]}

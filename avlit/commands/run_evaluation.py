@@ -38,7 +38,8 @@ class RunEvaluation:
         weights: Mapping[str, Path],
     ) -> None:
         on = "cpu" if config.train.accelerator == "cpu" else device()
-        self.tools = corpus_tools(weights, device=on, has_judges=config.data.root is None)
+        judges = Path(config.data.cache_dir) if config.data.root is None else None
+        self.tools = corpus_tools(weights, device=on, judges=judges)
         self.metrics = chosen(names, self.tools)
         self.run, self.config, self.checkpoint, self.is_first_given = run, config, checkpoint, is_first_given
         self.encoders = build_encoders(config)
