@@ -17,6 +17,14 @@ def pytest_configure() -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+LONGEST = ("test_resume.py", "test_strategies.py", "test_tracking.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: a worker that takes one of them last works while the others have ended."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     """Weights are initialised from torch's global generator; each test then finds it in the same state."""
