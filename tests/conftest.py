@@ -17,12 +17,9 @@ def pytest_configure() -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
-LONGEST = ("test_resume.py", "test_strategies.py", "test_tracking.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: a worker that takes one of them last works while the others have ended."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """The longest file first: a worker that takes it last works while the others have ended."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from avlit.metrics.clip import Clip
 from avlit.metrics.metric import Meter, Tools, Weights
 from avlit.runs import Run, create_run
 from avlit.tracking import Tracker
-from avlit.tracking.history import read_history
+from avlit.tracking.history import read_end, read_history
 from tests import kill_fuzz
 
 SMALL = (
@@ -67,7 +67,8 @@ def run(untracked: Run) -> Run:
 def test_clips_are_sampled_once_measured_and_logged_to_the_run(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    words = ["evaluate", f"run={run.path}", METRICS]
+    words, ended_ms = ["evaluate", f"run={run.path}", METRICS], read_end(run)
+    assert ended_ms is not None
     assert avlit([*words, "clips=2"]) == 0
     shown = capsys.readouterr().out
     assert "lip_sync ↑" in shown and "beside LSE-C 6.64 (JoVA, Table 1)" in shown
@@ -87,6 +88,7 @@ def test_clips_are_sampled_once_measured_and_logged_to_the_run(
     assert (known.better, known.made_with["clips"], known.made_with["sample.steps"]) == ("higher", "2", "2")
     assert history.curves["val/loss/video"].at(3) == (3, 1.0)
     assert history.tags["git_revision"] == "trained with"
+    assert read_end(run) == ended_ms, "a run's training has ended when it did"
 
     sampled: list[int] = []
     count_sampling(monkeypatch, sampled)

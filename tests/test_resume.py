@@ -73,9 +73,9 @@ def resumed(folder: Path, *more: str) -> int:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("recipe=mtv", "data.workers=2", "train.accumulate=2"),
+        ("recipe=mtv", "train.accumulate=2"),
         ("recipe=unitalking", "data.subsets={basic_face: 1}"),
-        ("recipe=jova",),
+        ("recipe=jova", "data.workers=2"),
         ("recipe=mmcontrol",),
     ],
 )

@@ -20,7 +20,7 @@ from avlit.metrics.metric import Meter
 from avlit.metrics.registry import chosen, meters
 from avlit.runs import Run, RunBusyError, hold
 from avlit.tracking import Tracker
-from avlit.tracking.history import read_session, read_tags
+from avlit.tracking.history import read_end, read_session, read_tags
 from data.datamodule import HeldoutClip
 
 
@@ -122,7 +122,7 @@ def log(run: Run, report: Report, readings: Readings, *, step: int) -> None:
     try:
         with hold(run):
             status = run.record().status
-            tags = read_tags(run)
+            tags, ended_ms = read_tags(run), read_end(run)
             tracker = Tracker(
                 run,
                 uri=session.store,
@@ -132,7 +132,7 @@ def log(run: Run, report: Report, readings: Readings, *, step: int) -> None:
             )
             tracker.log_metrics(report.values(), step)
             tracker.log_artifact(readings.folder / TABLE, FOLDER)
-            tracker.finish("stopped" if status == "running" else status)
+            tracker.finish("stopped" if status == "running" else status, ended_ms=ended_ms)
     except RunBusyError:
         print("Not logged: the run is being trained; the same words again, once it has ended, log what is measured")
 

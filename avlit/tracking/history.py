@@ -54,6 +54,14 @@ def read_session(run: Run) -> Session | None:
     return session
 
 
+def read_end(run: Run) -> int | None:
+    """When a run's last session ended, as Unix time in ms; None where it was killed, or is not over."""
+    end = None
+    for record in _lines(run.spool_dir / POINTS, b'{"open"', b'{"end"'):
+        end = record.get("t")
+    return end
+
+
 def read_tags(run: Run) -> dict[str, str]:
     """The tags that a run has set itself; what somebody wrote on MLflow's page is not among them."""
     tags: dict[str, str] = {}
@@ -138,13 +146,13 @@ class _Reader:
         return History(self.first, curves, self.tags, tuple(self.resumed_at), self.logged_ms, self.num_unreadable)
 
 
-def _lines(path: Path, beginning: bytes) -> Iterator[dict]:
-    """The records whose line begins so, without parsing the others."""
+def _lines(path: Path, *beginnings: bytes) -> Iterator[dict]:
+    """The records whose line begins in one of these ways, without parsing the others."""
     if not path.exists():
         return
     with open(path, "rb") as file:
         for line in file:
-            if line.startswith(beginning) and line.endswith(b"\n"):
+            if line.startswith(beginnings) and line.endswith(b"\n"):
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError):

@@ -174,12 +174,15 @@ class Tracker:
         if self.is_active:
             self._points.append({"tags": {key: _cut(str(value), MAX_TAG) for key, value in tags.items()}})
 
-    def finish(self, status: str, *, timeout_s: float = 30.0) -> None:
-        """End the run as finished, stopped or failed; waits up to `timeout_s` and says what has not arrived by then."""
+    def finish(self, status: str, *, timeout_s: float = 30.0, ended_ms: int | None = None) -> None:
+        """End the run as finished, stopped or failed; waits up to `timeout_s` and says what has not arrived by then.
+
+        ended_ms: when it ended, as Unix time in ms, if that was not now.
+        """
         if status not in STATUSES:
             raise ValueError(f"status={status!r}: must be one of {', '.join(STATUSES)}")
         if self.is_active:
-            self._points.append({"end": STATUSES[status], "t": time.time_ns() // 1_000_000})
+            self._points.append({"end": STATUSES[status], "t": ended_ms or time.time_ns() // 1_000_000})
             if message := self.close(timeout_s=timeout_s):
                 print(message, file=sys.stderr)
 
