@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before any test file imports torch."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // workers))))
+    if config.getoption("numprocesses", None) is None:  # not in the process that starts workers: they inherit its word
+        # Two threads in each of two workers wait for each other actively: some files then take ten times as long.
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // workers))))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
