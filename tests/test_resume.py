@@ -73,9 +73,10 @@ def resumed(folder: Path, *more: str) -> int:
 @pytest.mark.parametrize(
     "settings",
     [
+        ("recipe=mtv", "data.workers=2"),
         ("recipe=mtv", "train.accumulate=2"),
         ("recipe=unitalking", "data.subsets={basic_face: 1}"),
-        ("recipe=jova", "data.workers=2"),
+        ("recipe=jova",),
         ("recipe=mmcontrol",),
     ],
 )
@@ -109,6 +110,11 @@ class Command:
             time.sleep(0.05)
         raise AssertionError(f"ended before its first step:\n{self.printed()}")
 
+    def further_ranks(self) -> list[int]:
+        """Processes that Lightning started."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(c) for c in children if b"avlit.__main__" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
     def end(self) -> int:
         try:
             return self.process.wait()
@@ -128,8 +134,25 @@ TWO_RANKS = (
 )
 
 
-def test_a_schedulers_warning_saves_within_a_step_and_one_rank_goes_on_as_two_would(tmp_path: Path, cache: Path):
-    # Signals to either of two ranks, and two after one: tests/test_strategies.py
+@pytest.mark.parametrize(("asked", "number"), [("first", signal.SIGUSR1), ("further", signal.SIGTERM)])
+def test_a_signal_to_any_rank_saves_within_a_step_and_ends_with_143(
+    tmp_path: Path, cache: Path, asked: str, number: int
+):
+    command = Command(tmp_path, "train", *words(tmp_path, cache, "recipe=mtv_stage1", "train.steps=9000", *TWO_RANKS))
+    command.await_step(tmp_path / "runs")
+    (further,) = command.further_ranks()
+    before = max(step for name, step in points(only_run(tmp_path)) if name == "train/lr")
+    os.kill(further if asked == "further" else command.process.pid, number)
+    assert command.end() == 143, command.printed()
+    run = only_run(tmp_path)
+    checkpoint, _ = newest_valid(run.checkpoints_dir)
+    assert checkpoint is not None and before <= checkpoint.step < before + 100
+    assert max(step for name, step in points(run) if name == "train/lr") == checkpoint.step
+    assert run.record().status == "stopped"
+    assert f"just resume run={run.id}" in command.printed()
+
+
+def test_two_ranks_and_one_give_the_same_batches_and_losses_across_a_resume(tmp_path: Path, cache: Path):
     settings = ("recipe=mtv_stage1", "train.steps=40", "data.batch_size=8")
     undisturbed, changing = tmp_path / "undisturbed", tmp_path / "changing"
     changing.mkdir()
@@ -137,14 +160,11 @@ def test_a_schedulers_warning_saves_within_a_step_and_one_rank_goes_on_as_two_wo
     given = words(changing, cache, *settings, *TWO_RANKS, "sample.every=0", "sample.count=1")
     command = Command(changing, "train", *given)
     command.await_step(changing / "runs")
-    before = max(step for name, step in points(only_run(changing)) if name == "train/lr")
-    os.kill(command.process.pid, signal.SIGUSR1)
+    for process in (command.process.pid, *command.further_ranks()):  # all of them, as a scheduler does
+        os.kill(process, signal.SIGTERM)
     assert command.end() == 143, command.printed()
-    stopped = only_run(changing)
-    stopped_at = newest_valid(stopped.checkpoints_dir)[0]
-    assert stopped_at is not None and before <= stopped_at.step < 40
-    assert max(step for name, step in points(stopped) if name == "train/lr") == stopped_at.step
-    assert stopped.record().status == "stopped" and f"just resume run={stopped.id}" in command.printed()
+    stopped_at = newest_valid(only_run(changing).checkpoints_dir)[0]
+    assert stopped_at is not None and stopped_at.step < 40
     with pytest.raises(UserError, match=r"train\.devices was 2, is 1"):
         resumed(changing, "train.devices=1", "strategy=auto")
     assert resumed(changing, "train.devices=1", "strategy=auto", "allow_change=true") == 0
