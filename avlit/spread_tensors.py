@@ -7,7 +7,6 @@ header where in the whole they begin, as torch's distributed checkpoints in safe
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,50 +46,39 @@ class SpreadTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, paths: Sequence[Path]):
-        self._parts: dict[str, list[tuple[Path, Place]]] = {}
-        self._shapes: dict[str, Place] = {}
+        self._parts: dict[str, list[tuple[Place, Place, Any]]] = {}  # begins at, shape, the open file
         for path in paths:
-            with safe_open(path, framework="pt") as file:
-                self._take(path, file)
+            self._take(path, safe_open(path, framework="pt"))
         for name, parts in self._parts.items():
-            self._check(name, parts)
+            parts.sort(key=lambda part: part[0])
+            _check(name, parts)
 
     def _take(self, path: Path, file: Any) -> None:
         try:
             info: dict[str, dict[str, list[int]]] = json.loads((file.metadata() or {})[PLACES])
             for name in file.keys():  # noqa: SIM118  a safetensors file is no mapping
-                place = tuple(map(int, info[name][PLACE]))
-                shape = file.get_slice(name).get_shape()
-                ends = tuple(start + length for start, length in zip(place, shape, strict=True))
-                self._parts.setdefault(name, []).append((path, place))
-                self._shapes[name] = tuple(map(max, ends, self._shapes.get(name, ends)))
+                place, shape = tuple(map(int, info[name][PLACE])), tuple(file.get_slice(name).get_shape())
+                if len(place) != len(shape):
+                    raise ValueError(f"{path.name}: {name} of {list(shape)} cannot begin at {list(place)}")
+                self._parts.setdefault(name, []).append((place, shape, file))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path.name} does not say where its parts begin: {error!r}") from error
 
-    def _check(self, name: str, parts: list[tuple[Path, Place]]) -> None:
-        """Rows of one part end where those of the next begin; other dimensions are whole."""
-        ends = 0
-        for path, place in sorted(parts, key=lambda part: part[1]):
-            with safe_open(path, framework="pt") as file:
-                shape = file.get_slice(name).get_shape()
-            if place[:1] != (ends,)[: len(place)] or any(place[1:]) or tuple(shape[1:]) != self._shapes[name][1:]:
-                raise ValueError(f"the parts of {name} make no whole: one begins at {list(place)}, after {ends} rows")
-            ends += shape[0] if shape else 0
-
     def __getitem__(self, name: str) -> Tensor:
-        parts, shape = self._parts[name], self._shapes[name]
-        with ExitStack() as stack:
-            files = [(stack.enter_context(safe_open(path, framework="pt")), place) for path, place in parts]
-            if len(files) == 1:
-                return files[0][0].get_tensor(name)
-            found = [(file.get_tensor(name), place) for file, place in files]
-            whole = torch.empty(shape, dtype=found[0][0].dtype)
-            for tensor, place in found:
-                whole[place[0] : place[0] + len(tensor)] = tensor
-        return whole
+        found = [file.get_tensor(name) for _, _, file in self._parts[name]]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+def _check(name: str, parts: Sequence[tuple[Place, Place, Any]]) -> None:
+    """Rows of one part end where those of the next begin; other dimensions are whole."""
+    ends = 0
+    for place, shape, _ in parts:
+        if place[:1] != (ends,)[: len(place)] or any(place[1:]) or shape[1:] != parts[0][1][1:]:
+            raise ValueError(f"the parts of {name} make no whole: one begins at {list(place)}, after {ends} rows")
+        ends += shape[0] if shape else 0
